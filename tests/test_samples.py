@@ -35,5 +35,5 @@ def test_numbers_of_any_kind_are_rows():
 )
 def test_lists_in_the_place_of_arrays_are_refused_by_name(changes, request):
     name = request.node.callspec.id
-    with pytest.raises(DatasetError, match=f"expected {name} as an array of NumPy, found a list; give that"):
+    with pytest.raises(DatasetError, match=f"expected {name} as an array of NumPy, found a list; pass an array"):
         data_set(**changes)

@@ -78,7 +78,7 @@ TABLE, SAVED = (
     "table: expected what vggfeat.read_descriptors makes",
     "saved: expected what vggfeat.protocols.open_model",
 )
-LISTED = "dataset: expected what vggfeat.open_dataset makes of a folder, found str; give that"
+LISTED = "dataset: expected what vggfeat.open_dataset makes of a folder, found str; pass that object"
 
 
 @pytest.mark.parametrize(("call", "said"), [

@@ -20,7 +20,7 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
         raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
 
 
-def whole(name: str, value: Any, least: int | None = None) -> int:
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
     """Return a whole number of any kind as int; a fraction, a truth value or a text is none.
 
     Raises
@@ -34,32 +34,32 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
     raise ConfigError(f"{name}: expected a whole number{'' if least is None else f' from {least}'}, found {value!r}")
 
 
-def several(values: Any) -> tuple[Any, ...]:
+def as_tuple(values: Any) -> tuple[Any, ...]:
     """Return a list of settings as a tuple; a single one, such as a text, whose letters are none, is a list of one."""
     if getattr(values, "ndim", None) == 0:  # an array of one number, which can't be iterated
         values = values.item()
     return (values,) if isinstance(values, str | bytes) or not isinstance(values, Iterable) else tuple(values)
 
 
-def keep_kinds(settings: Any) -> None:
-    """Bring the fields of a frozen dataclass to int and tuples where their types say so, as `whole` and `several` do.
+def convert_fields(settings: Any) -> None:
+    """Convert the fields of a frozen dataclass to int and tuples where their types say so (`whole_number`, `as_tuple`).
 
     Raises
     ------
     ConfigError
-        As `whole`.
+        As `whole_number`.
     """
     for field in dataclasses.fields(settings):
-        object.__setattr__(settings, field.name, _kept(field.name, getattr(settings, field.name), field.type))
+        object.__setattr__(settings, field.name, _converted(field.name, getattr(settings, field.name), field.type))
 
 
-def _kept(name: str, value: Any, kind: Any) -> Any:
+def _converted(name: str, value: Any, kind: Any) -> Any:
     if kind is int:
-        return whole(name, value)
+        return whole_number(name, value)
     if get_origin(kind) is tuple:
-        return tuple(_kept(name, one, get_args(kind)[0]) for one in several(value))
+        return tuple(_converted(name, one, get_args(kind)[0]) for one in as_tuple(value))
     if NoneType in get_args(kind) and value is not None:
-        return _kept(name, value, get_args(kind)[0])
+        return _converted(name, value, get_args(kind)[0])
     return value
 
 
@@ -72,7 +72,7 @@ def check_given(name: str, value: object, kind: type, words: str) -> None:
         If it is something else; `words` say what is expected, and who makes it.
     """
     if not isinstance(value, kind):
-        raise ConfigError(f"{name}: expected {words}, found {type(value).__name__}; give that")
+        raise ConfigError(f"{name}: expected {words}, found {type(value).__name__}; pass that object")
 
 
 def check_unmasked(what: str, *arrays: Any, error: type[VggfeatError] = FitError) -> None:

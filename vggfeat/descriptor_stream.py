@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checks import several
+from vggfeat.checks import as_tuple
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.descriptors import Join, Normalisation, fuse
 from vggfeat.errors import ConfigError, StoreError
@@ -47,7 +47,7 @@ def path_list(paths: Paths) -> list[str | os.PathLike[str]]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Described:
+class DescriptorSet:
     """Samples with their descriptors, in memory or not, failed ones included."""
 
     dataset: DataSet
@@ -65,7 +65,7 @@ class Described:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DescriptorStream(Described):
+class DescriptorStream(DescriptorSet):
     """What a `vggfeat.table.DescriptorTable` holds, without the table: blocks of rows, read when they are asked for."""
 
     descriptors: Blocks
@@ -105,7 +105,7 @@ def _check_same(world: "World", about: Mapping[str, Any]) -> None:
     check_same(world, digest.hexdigest(), "features: expected the same")
 
 
-def score(samples: Described, rows: NDArray[np.int64], model: "LinearModel", jobs: int = 1) -> NDArray[np.float64]:
+def score(samples: DescriptorSet, rows: NDArray[np.int64], model: "LinearModel", jobs: int = 1) -> NDArray[np.float64]:
     """Score ascending rows (m,) with a model: (m, K) float64, -inf where there is no descriptor.
 
     `jobs` threads go through a stream, -1 = one a core; they never change results.
@@ -142,7 +142,7 @@ def table_bytes(paths: Paths, *, join: Join | None = None, regions: Sequence[str
         with open_features(path) as file:
             join = join or paper_join(file)
             scales = len(file.scales) if join == "stack" else 1
-            total += 4 * len(file) * scales * len(several(regions or file.regions)) * file.channels
+            total += 4 * len(file) * scales * len(as_tuple(regions or file.regions)) * file.channels
     return total
 
 
@@ -181,7 +181,7 @@ class Aligned:
         return descriptors
 
     def about(self, regions: Sequence[str] | None) -> dict[str, Any]:
-        """Return what is `Described` besides the descriptors."""
+        """Return what is `DescriptorSet` besides the descriptors."""
         files = [_describe(file, regions) for file in self.files]
         made = {"join": self.join, "normalisation": self.normalisation, "length": self.length, "files": files}
         known = {"reasons": self.reasons(), "sha256": self.files[0].sha256}
@@ -292,7 +292,7 @@ def _check_images(first: Features, other: Features, order: NDArray[np.int64], ok
 
 def region_numbers(file: Features, regions: Sequence[str] | None) -> list[int]:
     """Return the numbers of the regions to stack, all by default; ConfigError if one is not in the file, or twice."""
-    wanted = file.regions if regions is None else several(regions)
+    wanted = file.regions if regions is None else as_tuple(regions)
     unknown = [name for name in wanted if name not in file.regions]
     if unknown or not wanted or len(set(wanted)) != len(wanted):
         raise ConfigError(f"regions: expected some of {', '.join(file.regions)} ({file.path}), found {wanted}")
@@ -303,7 +303,7 @@ def _describe(file: Features, regions: Sequence[str] | None) -> dict[str, Any]:
     return {
         "file": file.path.name,
         "scales": list(file.scales),
-        "regions": list(file.regions if regions is None else several(regions)),
+        "regions": list(file.regions if regions is None else as_tuple(regions)),
         "channels": file.channels,
         "failed": int((file.status != Status.DONE).sum()),
         "provenance": file.provenance,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vggfeat.checks import check_given, keep_kinds
+from vggfeat.checks import check_given, convert_fields
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
 from vggfeat.forward.rerun import check_precision, some_of
@@ -75,7 +75,7 @@ class RunSettings:
     features."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         if self.workers < 0 or (self.shard_rows is not None and self.shard_rows < 1):
             found = f"workers {self.workers}, shard_rows {self.shard_rows}"
             raise ConfigError(f"run: expected workers of at least 0 and shard_rows of at least 1, found {found}")

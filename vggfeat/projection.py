@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.checks import check_choice, convert_fields
 from vggfeat.errors import ConfigError
 from vggfeat.wording import install_extra
 
@@ -43,7 +43,7 @@ class ProjectionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         check_choice("method", self.method, get_args(Method))
         if self.clusters is not None and self.clusters < 1:
             raise ConfigError(f"clusters: expected at least 1, found {self.clusters}")

@@ -119,7 +119,7 @@ class DataSet:
             check_unmasked(f"{self.name}: {what}", array, error=DatasetError)
             if array is not None and not isinstance(array, np.ndarray):
                 found = type(array).__name__
-                raise DatasetError(f"{self.name}: expected {what} as an array of NumPy, found a {found}; give that")
+                raise DatasetError(f"{self.name}: expected {what} as an array of NumPy, found a {found}; pass an array")
         if len(self.paths) != n or self.labels.shape != (n, len(self.classes)):
             raise DatasetError(
                 f"{self.name}: expected {n} paths and labels of shape ({n}, {len(self.classes)}), "

@@ -51,7 +51,7 @@ class SearchIndex:
         content = _faiss().serialize_index(self.raw).tobytes()
         head = {"format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(content).hexdigest(),
                 "failed": self.failed, "about": self.about}  # fmt: skip
-        guard = disk_errors(path, "writing the index", "mend it and give the same command again")
+        guard = disk_errors(path, "writing the index", "fix it and give the same command again")
         with guard, atomic_write(DISK, path) as sink:
             sink.write(json.dumps(head, sort_keys=True).encode() + b"\n")
             sink.write(content)
@@ -102,7 +102,7 @@ def load_index(path: Path, about: dict[str, Any]) -> SearchIndex:
     installed.
     """
     again = "delete it, and it is made again, or choose another name"
-    with disk_errors(path, "reading the index", "mend it and give the same command again"), path.open("rb") as file:
+    with disk_errors(path, "reading the index", "fix it and give the same command again"), path.open("rb") as file:
         try:
             head = json.loads(file.readline(_LONGEST_HEAD))
             known = head["format"] == FORMAT and head["version"] == VERSION

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checks import keep_kinds, whole
+from vggfeat.checks import convert_fields, whole_number
 from vggfeat.descriptor_stream import region_numbers
 from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise, mean_of_scales
 from vggfeat.errors import ConfigError, StoreError
@@ -52,7 +52,7 @@ class DescriptorSettings:
     """Which of the stored regions to stack; None for all."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
 
     def describe(self, file: Features, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn features (n, S, R, C) of a file into descriptors (n, D).
@@ -141,7 +141,7 @@ def nearest(
         number from 1.
     """
     settings = settings or DescriptorSettings()
-    top = whole("top", top, 1)
+    top = whole_number("top", top, 1)
     unit = _unit(file, query, settings)
     eligible = file.status == Status.DONE
     eligible[list(without)] = False
@@ -169,7 +169,7 @@ def nearest_by_index(
     of a file are not compared with its checksums. Parameters, returned value and errors are those of `nearest`.
     """
     settings = settings or DescriptorSettings()
-    top = whole("top", top, 1)
+    top = whole_number("top", top, 1)
     unit = _unit(file, query, settings)
     rows = np.setdiff1d(index.candidates(unit, top + SPARE + len(without)), list(without))
     found = _best(file, rows, unit, settings, top)

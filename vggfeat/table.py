@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.checks import check_choice
-from vggfeat.descriptor_stream import Described, Paths, open_aligned
+from vggfeat.descriptor_stream import DescriptorSet, Paths, open_aligned
 from vggfeat.descriptors import Join, Normalisation
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.samples import DataSet, Task
@@ -23,7 +23,7 @@ Failed = Literal["raise", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DescriptorTable(Described):
+class DescriptorTable(DescriptorSet):
     """Descriptors of a data set, a row for every sample, failed ones included."""
 
     descriptors: NDArray[np.float32]

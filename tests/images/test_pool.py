@@ -16,7 +16,7 @@ from odd_images import encode, good_images, png, scan_bomb
 from vggfeat.errors import ConfigError, ImageError, ResourceError, VggfeatError
 from vggfeat.images.decode import REASONS, DecodedImage, DecodeSettings, Request, decode
 from vggfeat.images.pool import AHEAD, Decoder
-from vggfeat.runtime.sandbox import Line, environment
+from vggfeat.runtime.sandbox import Connection, environment
 from vggfeat.samples import Box
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -224,7 +224,7 @@ def test_a_run_that_was_suspended_finds_no_image_late(monkeypatch):
 
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    line = Line(End())
+    line = Connection(End())
     line.left = 5.0
     with pytest.raises(TimeoutError):
         line.receive()

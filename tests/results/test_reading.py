@@ -252,5 +252,5 @@ def test_what_cannot_be_read_now_is_not_to_be_made_again(folders, monkeypatch, n
         return read(self, found, most)
 
     monkeypatch.setattr(RunFiles, "read", unreadable)
-    with pytest.raises(StoreError, match=rf"{re.escape(name)}: reading failed: Input/output error; mend it"):
+    with pytest.raises(StoreError, match=rf"{re.escape(name)}: reading failed: Input/output error; fix it"):
         read_runs([folders / kind])

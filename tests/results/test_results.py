@@ -460,7 +460,7 @@ def test_a_disk_that_fails_leaves_the_old_files_whole(tmp_path, served, monkeypa
         for name, content in old.items():
             (tmp_path / name).write_bytes(content)
         disk.left = room
-        with pytest.raises(StoreError, match=r"failed: the disk is full \(No space left on device\); mend it"):
+        with pytest.raises(StoreError, match=r"failed: the disk is full \(No space left on device\); fix it"):
             write_results(*served, tmp_path, plots=False)
         assert sorted(os.listdir(tmp_path)) == sorted(old), "nothing half-written stays"
         assert {name: (tmp_path / name).read_bytes() for name in old} == old
@@ -471,9 +471,9 @@ def test_a_folder_that_cant_be_made_or_written_is_an_error_of_one_line(tmp_path,
     for folder, cause in (("file", "File exists"), ("file/below", "Not a directory")):
         with pytest.raises(StoreError) as raised:
             write_results(*served, tmp_path / folder, plots=False)
-        expected = f"{tmp_path / folder}: writing the results failed: {cause}; mend it, or choose another folder"
+        expected = f"{tmp_path / folder}: writing the results failed: {cause}; fix it, or choose another folder"
         assert str(raised.value) == expected
-    with pytest.raises(StoreError, match=f"^{tmp_path}/file/a.png: writing failed: File exists; mend it"):
+    with pytest.raises(StoreError, match=f"^{tmp_path}/file/a.png: writing failed: File exists; fix it"):
         record.write_file(tmp_path / "file" / "a.png", b"")
     assert (tmp_path / "file").read_text() == "mine"
 

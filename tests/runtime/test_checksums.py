@@ -124,5 +124,5 @@ def test_checksums_that_cannot_be_read_now_are_not_to_be_moved_away(tmp_path, mo
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(checksums, "read_bounded", unreadable)
-    with pytest.raises(StoreError, match=r"run\.sha256: reading failed: Input/output error; mend it"):
+    with pytest.raises(StoreError, match=r"run\.sha256: reading failed: Input/output error; fix it"):
         RunFiles(tmp_path)

@@ -282,12 +282,12 @@ def test_latched_file_reads_back_what_it_wrote(tmp_path):
     [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"), (errno.EIO, "strange")],
 )
 def test_disk_errors_become_one_line_with_place_cause_and_advice(tmp_path, number, words):
-    with pytest.raises(StoreError) as caught, disk_errors(tmp_path / "x.h5", "writing", "mend it"):
+    with pytest.raises(StoreError) as caught, disk_errors(tmp_path / "x.h5", "writing", "fix it"):
         raise OSError(number, "strange")
     message = str(caught.value)
     assert str(tmp_path / "x.h5") in message
     assert words in message
-    assert message.endswith("mend it")
+    assert message.endswith("fix it")
     assert "\n" not in message
 
 

@@ -109,9 +109,7 @@ def test_a_file_that_cannot_be_read_now_is_not_taken_for_another(tmp_path):
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "page.html").write_text("ours")
-    with pytest.raises(
-        StoreError, match=r"page\.html: reading failed: Permission denied; nothing was changed; mend it"
-    ):
+    with pytest.raises(StoreError, match=r"page\.html: reading failed: Permission denied; nothing was changed; fix it"):
         check_target(tmp_path / "page.html", ours=unreadable)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import masked
 from vggfeat.cli import run
-from vggfeat.runtime.system import Turns
+from vggfeat.runtime.system import ForkSafeLock
 from vggfeat.store.reader import FeatureFile
 
 
@@ -55,7 +55,7 @@ def in_thread(turns):
     begun, end = threading.Event(), threading.Event()
 
     def hold():
-        with turns.turn():
+        with turns.held():
             begun.set()
             end.wait(20)
 
@@ -72,7 +72,7 @@ def taken_in_child(turns):
         got = threading.Event()
 
         def take():
-            with turns.turn():
+            with turns.held():
                 got.set()
 
         threading.Thread(target=take, daemon=True).start()
@@ -81,10 +81,10 @@ def taken_in_child(turns):
 
 
 def test_a_thread_waits_for_the_turn_of_another_and_not_for_its_own():
-    turns, entered = Turns(), threading.Event()
+    turns, entered = ForkSafeLock(), threading.Event()
 
     def enter():
-        with turns.turn(), turns.turn():
+        with turns.held(), turns.held():
             entered.set()
 
     end, thread = in_thread(turns)
@@ -101,7 +101,7 @@ def test_a_thread_waits_for_the_turn_of_another_and_not_for_its_own():
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("long", [False, True])
 def test_the_child_of_a_fork_gets_its_turn(long):
-    turns = Turns(long=long)
+    turns = ForkSafeLock(long=long)
     end, thread = in_thread(turns)
     if not long:
         threading.Timer(0.2, end.set).start()

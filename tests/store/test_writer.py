@@ -108,7 +108,7 @@ def test_disk_error_at_every_call_is_told_and_mended_by_running_again(folder, st
         begun = "opening failed" not in message or "kept" in message  # Before that there is nothing to keep.
         told = "kept in f.h5.parts" in message or "the file itself is complete" in message
         assert begun == told
-        assert "mend it and run the same again" in message or "delete" in message
+        assert "fix it and run the same again" in message or "delete" in message
     assert any("kept in f.h5.parts" in message for message in seen["messages"])
     assert any("the disk is full" in message for message in seen["messages"])
 

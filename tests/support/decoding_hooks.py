@@ -12,7 +12,7 @@ import numpy as np
 from vggfeat.errors import ImageError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
 from vggfeat.images.pool import Decoder
-from vggfeat.runtime.sandbox import Line
+from vggfeat.runtime.sandbox import Connection
 
 
 def obey(request, settings):
@@ -35,12 +35,12 @@ def half_an_answer(signal_number, verb):
 
     def send(self, message, *blocks):
         message = {**message, "shapes": [[1000, 1000, 8]]}
-        Line_send(self, message)
+        Connection_send(self, message)
         self.end.sendall(bytes(4_000_000))
         os.kill(os.getpid(), int(signal_number))
 
-    Line_send = Line.send  # noqa: N806
-    Line.send = send
+    Connection_send = Connection.send  # noqa: N806
+    Connection.send = send
 
 
 def ignore_signals(number, verb):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.audit.neighbours import GRID, OutOfFold, Pairs, Suspect, compare_rows, out_of_fold, suspects
-from vggfeat.checks import check_given, keep_kinds
+from vggfeat.checks import check_given, convert_fields
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.protocols.folds import contents_of, contradicted, repeated
 from vggfeat.samples import DataSet, Label
@@ -54,7 +54,7 @@ class AuditSettings:
     """Of the solver."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         if not 0 < self.near <= 1:
             raise ConfigError(f"near: expected a cosine above 0, at most 1, found {self.near}")
         for name, least in (("fewest", 0), ("neighbours", 1), ("folds", 2), ("most", 1)):

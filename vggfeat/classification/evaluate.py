@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checks import several
+from vggfeat.checks import as_tuple
 from vggfeat.descriptor_stream import Paths, match_rows
 from vggfeat.errors import ConfigError, FitError, StoreError
 from vggfeat.metrics import GUESSES, confusion, top_k_error
@@ -191,7 +191,7 @@ def _choose_scales(path: Path, scales: Sequence[int] | None) -> _Chosen:
             raise StoreError(
                 f"{path}: expected class posteriors, found features of {layer}; make them with `vggfeat classify`"
             )
-        wanted = file.scales if scales is None else several(scales)
+        wanted = file.scales if scales is None else as_tuple(scales)
         missing = [q for q in wanted if q not in file.scales]
         if missing or not wanted:
             stored = ", ".join(map(str, file.scales))

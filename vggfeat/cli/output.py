@@ -132,7 +132,7 @@ def claim_folder(folder: Path, names: Sequence[str], *kinds: str, inputs: Iterab
         claim(folder, kinds)
     except OSError as error:
         raise StoreError(
-            f"{folder}: can't be written to: {error.strerror or error}; mend it, or choose another"
+            f"{folder}: can't be written to: {error.strerror or error}; fix it, or choose another"
         ) from None
     context = click.get_current_context(silent=True)
     if context is not None:

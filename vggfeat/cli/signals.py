@@ -89,32 +89,32 @@ def listen(last_line: Callable[[int], str]) -> None:
 
     `last_line`: given the number of the first signal, returns what is printed when the process ends at once.
     """
-    ear = _Ear(last_line)
-    sys.unraisablehook = ear.again
+    listener = _Listener(last_line)
+    sys.unraisablehook = listener.again
     for number in NAMES:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, ear)
+            signal.signal(number, listener)
 
 
 def stop_listening() -> None:
     """Ignore signals from now on, if they were listened to: nothing is left to be broken off."""
     for number in NAMES:
-        if isinstance(signal.getsignal(number), _Ear):
+        if isinstance(signal.getsignal(number), _Listener):
             signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def breaking_off() -> Iterator[None]:
     """Within this, if signals are listened to, the first one raises: there is something to let go in order."""
-    ears = [ear for ear in map(signal.getsignal, NAMES) if isinstance(ear, _Ear)]
-    if not ears:
+    listeners = [listener for listener in map(signal.getsignal, NAMES) if isinstance(listener, _Listener)]
+    if not listeners:
         yield
         return
-    before, ears[0].raises = ears[0].raises, True
+    before, listeners[0].raises = listeners[0].raises, True
     try:
         yield
     finally:
-        ears[0].raises = before
+        listeners[0].raises = before
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ def signals_as_flag() -> Iterator[Callable[[], bool]]:
         signal.raise_signal(arrived[0])
 
 
-class _Ear:
+class _Listener:
     def __init__(self, last_line: Callable[[int], str]) -> None:
         self.last_line = last_line
         self.heard: list[int] = []

@@ -32,7 +32,7 @@ from vggfeat.wording import listed
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from vggfeat.descriptor_stream import Described
+    from vggfeat.descriptor_stream import DescriptorSet
     from vggfeat.protocols.apply import PredictionSettings
     from vggfeat.protocols.rules import ProtocolSettings
     from vggfeat.runtime.distributed import World
@@ -175,7 +175,7 @@ def svm(
         claim_folder(folder, RESULTS, "vggfeat-results", inputs=files)
 
     with ExitStack() as opened:
-        table: Described
+        table: DescriptorSet
         world = opened.enter_context(_joined()) if several else None
         if world is None:
             claim()

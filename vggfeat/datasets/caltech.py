@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vggfeat.checks import whole
+from vggfeat.checks import whole_number
 from vggfeat.datasets.files import is_utf8, list_folder, listed
 from vggfeat.datasets.record import Archive
 from vggfeat.errors import ConfigError, DatasetError
@@ -122,7 +122,7 @@ def read(root: Path, variety: int, *, seed: int = 0, splits: int = 3, rule: Spli
     """
     if variety not in OFFICIAL:
         raise ConfigError(f"variety: expected 101 or 256, found {variety}")
-    seed, splits = whole("seed", seed), whole("splits", splits, 1)
+    seed, splits = whole_number("seed", seed), whole_number("splits", splits, 1)
     tree = _find_tree(Path(root), variety)
     files, strays = _list_classes(tree, _CLASS_FOLDER[variety])
     ids = tuple(f"{cls}/{name}" for cls, names in files.items() for name in names)

@@ -139,7 +139,7 @@ def write_splits(
         for path, content in contents.items()
     }
     for path, content in contents.items():
-        with disk_errors(path, "writing", "mend it"):
+        with disk_errors(path, "writing", "fix it"):
             make_folders(DISK, targets[path].parent)
             with atomic_write(DISK, targets[path]) as file:
                 file.write(content)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from vggfeat.checks import check_choice, whole
+from vggfeat.checks import check_choice, whole_number
 from vggfeat.descriptors import join_features
 from vggfeat.errors import ImageError
 from vggfeat.estimator.inputs import Kept, images_of, inputs, progress_bar
@@ -278,7 +278,7 @@ class Extractor(TransformerMixin, BaseEstimator):
 
     def _load(self) -> BatchRunner:
         for name, least in (("chunk", 1), ("workers", 0), ("batch_pixels", 1)):
-            whole(name, getattr(self, name), least)
+            whole_number(name, getattr(self, name), least)
         check_choice("errors", self.errors, get_args(Errors))
         join_features(np.zeros((0, 1, 1, 1), np.float32), self.join, self.normalisation)  # type: ignore[arg-type]
         settings = ExtractionSettings(

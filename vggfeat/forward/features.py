@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.checks import check_choice, whole
+from vggfeat.checks import check_choice, whole_number
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.errors import ConfigError, ImageError, ResourceError, out_of_memory
 from vggfeat.forward.batching import Batching, Size
@@ -269,7 +269,7 @@ def maps_of_image(
     if not layers or isinstance(layers, str):
         raise ConfigError(f"layers: expected a list of maps of the net, found {layers!r}")
     height, width = pixels.shape[:2]
-    size = (height, width) if scale is None else rescaled_size(height, width, whole("scale", scale, 1))
+    size = (height, width) if scale is None else rescaled_size(height, width, whole_number("scale", scale, 1))
     _check_layers(runner.model, layers, size)
     if size[0] * size[1] > MAX_RESCALED_PIXELS:
         raise ImageError(

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import torch
 
-from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.checks import check_choice, convert_fields
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.image_bytes import read_bytes
@@ -39,7 +39,7 @@ class ForwardSettings:
     """Decoded images held at a time, from which batches are made."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         for name, allowed in (("precision", Precision), ("interpolation", Interpolation)):
             check_choice(name, getattr(self, name), get_args(allowed))
         if not self.scales or not all(1 <= q <= 4096 for q in self.scales):

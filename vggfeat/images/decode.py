@@ -23,7 +23,7 @@ import PIL.WebPImagePlugin
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from vggfeat.checks import keep_kinds
+from vggfeat.checks import convert_fields
 from vggfeat.errors import ConfigError, ImageError, ResourceError, StoreError
 from vggfeat.images.image_bytes import (
     FORMATS,
@@ -48,7 +48,7 @@ from vggfeat.images.upright import (
     upright_rgb,
     written_orientation,
 )
-from vggfeat.runtime.system import Turns
+from vggfeat.runtime.system import ForkSafeLock
 from vggfeat.samples import Box, DataSet, LabelledImages
 
 MEANINGS = {
@@ -80,7 +80,7 @@ REASONS: tuple[str, ...] = tuple(MEANINGS)
 REDUCING_GAP = 3
 """Box reduction leaves at least so many pixels for each one that is asked for; the rest is done by anti-aliasing."""
 # Pillow's limits and Python's warning filters belong to the whole process.
-_ONE_AT_A_TIME = Turns()
+_ONE_AT_A_TIME = ForkSafeLock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class DecodeSettings:
     """Bytes of address space that a worker may add to what it has at its start (Linux only)."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         for name in ("max_pixels", "max_bytes", "largest_side", "timeout", "memory"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name}: expected a value above 0, found {value}")
@@ -289,7 +289,7 @@ def failure(path: str, reason: str, text: str) -> ImageError:
 
 @contextmanager
 def _pillow(settings: DecodeSettings) -> Iterator[None]:
-    with _ONE_AT_A_TIME.turn(), warnings.catch_warnings():
+    with _ONE_AT_A_TIME.held(), warnings.catch_warnings():
         # Pillow warns of odd metadata, which says nothing of the pixels.
         warnings.simplefilter("ignore")
         before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from vggfeat.checks import keep_kinds
+from vggfeat.checks import convert_fields
 from vggfeat.errors import ConfigError, DatasetError, ImageError, StoreError
 from vggfeat.formats.parquet import CellAddress, ImageCells, cell_address
 from vggfeat.images.decode import Request, failure
@@ -40,7 +40,7 @@ class FetchSettings:
     """Size of an image file."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         if self.threads < 1 or self.max_bytes < 1:
             found = f"threads {self.threads}, max_bytes {self.max_bytes}"
             raise ConfigError(f"fetching: expected at least one thread and one byte, found {found}")

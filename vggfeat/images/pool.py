@@ -1,6 +1,6 @@
 """Images decoded side by side, in processes that may hang, swell or die without harm to the run.
 
-Each worker has a line of its own and holds one image at a time: a worker that is stopped or killed, even half-way
+Each worker has a connection of its own and holds one image at a time: a worker that is stopped or killed, even half-way
 through an answer, is known with its image and blocks no other. Pools with one pipe for all workers do not give
 that. Workers are started as programs, not by multiprocessing, which would run the user's main script once more.
 """
@@ -13,7 +13,7 @@ from itertools import islice
 from queue import SimpleQueue
 from types import TracebackType
 
-from vggfeat.checks import whole
+from vggfeat.checks import whole_number
 from vggfeat.errors import ImageError, ResourceError, StoreError
 from vggfeat.images import decode as decoding
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
@@ -57,16 +57,16 @@ class Decoder:
         ahead: int = 0,
         hold: int = 1 << 28,
     ) -> None:
-        self.workers = workers = whole("workers", workers, 0)
+        self.workers = workers = whole_number("workers", workers, 0)
         self.settings = settings
         self._decode = decode
         self._answer = self._in_worker if HAS_GUARDED_PROCESSES else self._here
         self._most_ahead = max(ahead, AHEAD * workers)
         self._hold = hold
         self._threads = ThreadPoolExecutor(max(1, workers), "vggfeat-decoder")
-        self._seats: SimpleQueue[Worker | None] = SimpleQueue()
+        self._idle: SimpleQueue[Worker | None] = SimpleQueue()
         for _ in range(workers):
-            self._seats.put(None)
+            self._idle.put(None)
         self._lock = threading.Lock()
         self._living: set[Worker] = set()
         self._closed = False
@@ -160,7 +160,7 @@ class Decoder:
     def _in_worker(self, request: Request) -> Answer:
         endings = []
         for _ in range(2):
-            worker = self._seats.get()
+            worker = self._idle.get()
             try:
                 worker = worker if worker and worker.alive() else self._replace(worker)
                 return worker.decode(request)
@@ -176,11 +176,11 @@ class Decoder:
             except (EOFError, OSError):
                 endings.append(self._end(worker))
             except Exception:
-                # Half an answer may still be in the line.
+                # Half an answer may still be in the connection.
                 self._end(worker)
                 raise
             finally:
-                self._seats.put(worker)
+                self._idle.put(worker)
         ended = f"expected pixels, found that decoding ended its process twice, by {' and by '.join(endings)}"
         return decoding.failure(request.name, "worker-died", ended)
 
@@ -191,7 +191,7 @@ class Decoder:
             self._living.add(worker)
             if self._closed:
                 worker.kill()
-        worker.greet()
+        worker.wait_until_ready()
         return worker
 
     def _end(self, worker: Worker | None) -> str:

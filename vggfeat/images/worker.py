@@ -15,7 +15,7 @@ import numpy as np
 
 from vggfeat.errors import ImageError, ResourceError, StoreError
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
-from vggfeat.runtime.sandbox import Line, limit_memory, silence_libraries, start_process
+from vggfeat.runtime.sandbox import Connection, limit_memory, silence_libraries, start_process
 from vggfeat.runtime.system import end_with_parent
 from vggfeat.samples import Box
 
@@ -48,22 +48,22 @@ class Worker:
         except OSError as error:
             raise not_started(error) from None
         self.timeout = settings.timeout
-        self._line = Line(near)
+        self._connection = Connection(near)
         self._setup = {
             "decode": [function.__module__, function.__name__, named],
             "settings": asdict(settings),
             "parent": os.getpid(),
         }
 
-    def greet(self) -> None:
+    def wait_until_ready(self) -> None:
         """Wait until the process is ready.
 
         Raises ResourceError if it ends before, or is not ready within a minute.
         """
-        self._line.left = _START_LIMIT
+        self._connection.left = _START_LIMIT
         try:
-            self._line.send(self._setup)
-            found = self._line.receive().get("failed", "")
+            self._connection.send(self._setup)
+            found = self._connection.receive().get("failed", "")
         except TimeoutError:
             self.end()
             found = f"none within {_START_LIMIT:g} s"
@@ -84,12 +84,12 @@ class Worker:
         something that is no fault of the image. Raises StoreError if the worker can't read a file of packed images.
         Raises RuntimeError if the worker's function failed in another such way.
         """
-        self._line.left = self.timeout
+        self._connection.left = self.timeout
         boxes = [None if box is None else [float(edge) for edge in box] for box in request.boxes]
         blocks = () if request.data is None else (memoryview(request.data),)
         asked = request._asdict() | {"boxes": boxes, "data": None if request.data is None else len(request.data)}
-        self._line.send(asked, *blocks)
-        answer = self._line.receive()
+        self._connection.send(asked, *blocks)
+        answer = self._connection.receive()
         if "reason" in answer:
             raise ImageError(answer["reason"], answer["message"])
         if "refused" in answer:
@@ -98,7 +98,7 @@ class Worker:
             raise RuntimeError(f"decoding {request.name}: {answer['defect']}")
         regions = tuple(np.empty(shape, np.uint8) for shape in answer["shapes"])
         for region in regions:
-            self._line.fill(region.data.cast("B"))
+            self._connection.fill(region.data.cast("B"))
         height, width = answer["size"]
         return DecodedImage(regions, (height, width), bytes.fromhex(answer["sha256"]), answer["orientation"])
 
@@ -115,13 +115,13 @@ class Worker:
             # Stuck in the kernel, on a dead network drive for instance: nothing more can be done about it.
             return "no exit code"
         finally:
-            self._line.end.close()
+            self._connection.end.close()
         return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
 def not_started(cause: OSError | str) -> ResourceError:
     """Make the error for a worker that did not come to work, which is no fault of the image that waits for it."""
-    found, remedy = cause, "mend that"
+    found, remedy = cause, "fix that"
     if isinstance(cause, OSError):
         found = f"{type(cause).__name__}: {cause.strerror or cause}" if cause.errno else f"{cause}"
         remedy = _REMEDIES.get(cause.errno or 0, remedy)
@@ -130,13 +130,13 @@ def not_started(cause: OSError | str) -> ResourceError:
 
 
 def work(descriptor: int) -> None:
-    """Run the far end, the body of a worker process, until the line is closed.
+    """Run the far end, the body of a worker process, until the connection is closed.
 
-    `descriptor`: of the socket that is the line.
+    `descriptor`: of the socket that is the connection.
     """
-    line = Line(socket.socket(fileno=descriptor))
+    connection = Connection(socket.socket(fileno=descriptor))
     try:
-        setup = line.receive()
+        setup = connection.receive()
         settings = DecodeSettings(**setup["settings"])
         _settle(setup["parent"])
         module, name, named = setup["decode"]
@@ -144,33 +144,33 @@ def work(descriptor: int) -> None:
         limit_memory(settings.memory)
         silence_libraries()
     except Exception as error:
-        line.send({"failed": f"{type(error).__name__}: {error}"})
+        connection.send({"failed": f"{type(error).__name__}: {error}"})
         return
     try:
-        line.send({})
+        connection.send({})
         while True:
-            _serve(line, decode, settings)
+            _serve(connection, decode, settings)
     except (EOFError, OSError):
         return
 
 
-def _serve(line: Line, decode: Decode, settings: DecodeSettings) -> None:
-    asked = line.receive()
+def _serve(connection: Connection, decode: Decode, settings: DecodeSettings) -> None:
+    asked = connection.receive()
     boxes = tuple(None if box is None else Box(*box) for box in asked.pop("boxes"))
     length = asked.pop("data")
     data = None if length is None else bytearray(length)
     if data is not None:
-        line.fill(memoryview(data))
+        connection.fill(memoryview(data))
     request = Request(boxes=boxes, data=None if data is None else bytes(data), **asked)
     try:
         image = decode(request, settings)
         regions = [np.ascontiguousarray(region, dtype=np.uint8) for region in image.regions]
     except ImageError as error:
-        line.send({"reason": error.reason, "message": str(error)})
+        connection.send({"reason": error.reason, "message": str(error)})
     except (ResourceError, StoreError) as error:
-        line.send({"refused": str(error), "shard": isinstance(error, StoreError)})
+        connection.send({"refused": str(error), "shard": isinstance(error, StoreError)})
     except Exception:
-        line.send({"defect": traceback.format_exc()})
+        connection.send({"defect": traceback.format_exc()})
     else:
         head = {
             "shapes": [region.shape for region in regions],
@@ -178,7 +178,7 @@ def _serve(line: Line, decode: Decode, settings: DecodeSettings) -> None:
             "sha256": image.sha256.hex(),
             "orientation": image.orientation,
         }
-        line.send(head, *(region.data.cast("B") for region in regions))
+        connection.send(head, *(region.data.cast("B") for region in regions))
 
 
 def _settle(parent: int) -> None:

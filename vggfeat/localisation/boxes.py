@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.checks import check_choice, convert_fields
 from vggfeat.errors import ConfigError
 from vggfeat.forward.batching import Size
 
@@ -147,7 +147,7 @@ class MergeSettings:
     the paper comes near it."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         check_choice("average", self.average, get_args(Weighting))
         if not 0 <= self.threshold < 3:
             raise ConfigError(f"threshold: expected a match score from 0 to below 3, found {self.threshold}")

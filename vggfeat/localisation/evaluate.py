@@ -191,7 +191,7 @@ class _Kept:
         self.report(0)
         if self.journal is None:
             return []
-        with disk_errors(self.out, "listing the failures", "mend it and give the same command again"):
+        with disk_errors(self.out, "listing the failures", "fix it and give the same command again"):
             write_failures(self.out, self.images, self.failures, files=DISK)
         return self.journal.records
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggfeat.checks import keep_kinds
+from vggfeat.checks import convert_fields
 from vggfeat.errors import ConfigError
 from vggfeat.forward.batching import Size
 from vggfeat.forward.features import dense_map, narrowest_strip
@@ -55,7 +55,7 @@ class LocaliseSettings:
     """Pixels in one batch: bounds the memory. A larger image is run in exact overlapping strips."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         if not 1 <= self.top <= 5:
             raise ConfigError(f"top: expected 1 to 5 guesses an image, found {self.top}")
         if not self.scales:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checks import check_choice, keep_kinds, whole
+from vggfeat.checks import check_choice, convert_fields, whole_number
 from vggfeat.errors import FitError
 from vggfeat.metrics import predict_classes
 from vggfeat.metrics.classes import THRESHOLDS
@@ -39,9 +39,9 @@ class BootstrapSettings:
     """Of the interval between two percentiles of the differences."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
-        whole("resamples", self.resamples, 1)
-        whole("seed", self.seed, 0)
+        convert_fields(self)
+        whole_number("resamples", self.resamples, 1)
+        whole_number("seed", self.seed, 0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vggfeat.checks import check_choice, check_unmasked, whole
+from vggfeat.checks import check_choice, check_unmasked, whole_number
 from vggfeat.errors import FitError
 
 
@@ -118,7 +118,7 @@ def top_k_error(targets: ArrayLike, scores: ArrayLike, k: int) -> float:
     -----
     With one true class a sample, this is the flat error of ILSVRC's `eval_clsloc.m`.
     """
-    k = whole("k", k, 1)
+    k = whole_number("k", k, 1)
     table = _check_scores(scores)
     true, _ = _check_classes(targets, np.zeros(len(table), dtype=np.int64), table.shape[1])
     own = np.take_along_axis(table, true[:, None], axis=1)

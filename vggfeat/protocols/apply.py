@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.descriptor_stream import Described, Paths, memory_for, path_list, score, stream_descriptors
+from vggfeat.descriptor_stream import DescriptorSet, Paths, memory_for, path_list, score, stream_descriptors
 from vggfeat.errors import ConfigError, FitError
 from vggfeat.runtime.checksums import RunFiles
 from vggfeat.samples import DataSet, Task
@@ -229,7 +229,7 @@ def apply_model(
             notes += _compare(expected, opened)
     regions = made[0]["regions"] if all(one["regions"] == made[0]["regions"] for one in made) else None
     options = {"join": recipe["join"], "normalisation": recipe["normalisation"], "regions": regions}
-    table: Described
+    table: DescriptorSet
     if memory_for(files, join=recipe["join"], regions=regions).exceeded:
         with stream_descriptors(files, **options) as table:
             scores = score(table, np.arange(len(table.dataset)), saved.model, jobs=-1)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.descriptor_stream import Described, score
+from vggfeat.descriptor_stream import DescriptorSet, score
 from vggfeat.errors import FitError
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.folds import SplitPlan, leak_notes, shared_path_note
@@ -44,7 +44,7 @@ class _Measured(NamedTuple):
 class Experiment:
     """Samples with their descriptors and everything needed to choose, fit and test on rows of it."""
 
-    table: Described
+    table: DescriptorSet
     evaluation: Evaluation
     grid: Sequence[float]
     """Values of C, ascending."""

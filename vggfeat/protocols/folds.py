@@ -25,7 +25,7 @@ from vggfeat.samples import DataSet, Label, rank_by_hash
 from vggfeat.wording import counted
 
 if TYPE_CHECKING:
-    from vggfeat.descriptor_stream import Described
+    from vggfeat.descriptor_stream import DescriptorSet
 
 LARGE = 1_000_000
 """Rows from which on parts are drawn by hash alone."""
@@ -221,7 +221,7 @@ def shared_path_note(
     ]
 
 
-def leak_notes(table: "Described", pairs: Sequence[SplitPlan]) -> list[str]:
+def leak_notes(table: "DescriptorSet", pairs: Sequence[SplitPlan]) -> list[str]:
     """Say which groups, and which bytes under another name, are on both sides of a test."""
     return [*_group_notes(table.dataset, pairs), *_byte_notes(table, pairs)]
 
@@ -243,7 +243,7 @@ def _group_notes(dataset: DataSet, pairs: Sequence[SplitPlan]) -> list[str]:
     ]
 
 
-def _byte_notes(table: "Described", pairs: Sequence[SplitPlan]) -> list[str]:
+def _byte_notes(table: "DescriptorSet", pairs: Sequence[SplitPlan]) -> list[str]:
     contents, paths = contents_of(table), table.dataset.paths
     twins: dict[int, int] = {}
     where = []
@@ -279,7 +279,7 @@ def _tested(where: Sequence[SplitPlan], pairs: Sequence[SplitPlan]) -> str:
     return where[0].tested if len(pairs) == 1 else "the test"
 
 
-def contents_of(table: "Described") -> NDArray[np.int64]:
+def contents_of(table: "DescriptorSet") -> NDArray[np.int64]:
     """Return a number for the bytes of each row's image, (N,); one that is not known has a number of its own."""
     count = len(table.dataset)
     if table.sha256 is None or not count:
@@ -289,7 +289,7 @@ def contents_of(table: "Described") -> NDArray[np.int64]:
     return np.where(known, numbers, count + np.arange(count))
 
 
-def label_notes(table: "Described") -> list[str]:
+def label_notes(table: "DescriptorSet") -> list[str]:
     """Say which images occur with the same bytes, and the same box if they have one, but contradictory labels."""
     dataset, differing = table.dataset, []
     for rows in repeated(contents_of(table), dataset.boxes):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checks import check_choice, check_given, keep_kinds
+from vggfeat.checks import check_choice, check_given, convert_fields
 from vggfeat.errors import ConfigError
 from vggfeat.metrics import mean_defined
 from vggfeat.protocols.folds import SplitPlan
@@ -75,7 +75,7 @@ class ProbeSettings:
     protocol: ProtocolSettings = field(default_factory=ProtocolSettings)
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         for name in self.probes:
             check_choice("probe", name, PROBES)
         if not self.probes or self.repeats < 1 or any(shots < 1 for shots in self.shots):

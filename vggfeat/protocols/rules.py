@@ -15,7 +15,7 @@ import numpy as np
 from vggfeat.checks import check_given
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
-from vggfeat.descriptor_stream import Described
+from vggfeat.descriptor_stream import DescriptorSet
 from vggfeat.errors import FitError
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.protocols.experiment import Experiment, Progress
@@ -28,7 +28,7 @@ from vggfeat.wording import counted
 
 
 def run_protocol(
-    table: Described,
+    table: DescriptorSet,
     settings: ProtocolSettings | None = None,
     *,
     progress: Progress | None = None,
@@ -58,7 +58,7 @@ def run_protocol(
     ConfigError
         If the protocol doesn't go with the data set, or a path is given for a table.
     """
-    check_given("table", table, Described, "what vggfeat.read_descriptors makes of feature files")
+    check_given("table", table, DescriptorSet, "what vggfeat.read_descriptors makes of feature files")
     settings = settings or ProtocolSettings()
     dataset, (name, evaluation, plans) = table.dataset, plan_protocol(table.dataset, settings)
     metric, server = evaluation.metric, plans.server
@@ -322,7 +322,7 @@ def _describe_settings(settings: ProtocolSettings, name: ProtocolName) -> dict[s
     return asdict(settings) | {"protocol": name, "folds": settings.drawn if name in FOLDING else None}
 
 
-def _describe(table: Described) -> dict[str, Any]:
+def _describe(table: DescriptorSet) -> dict[str, Any]:
     dataset = table.dataset
     return {
         "name": dataset.name,

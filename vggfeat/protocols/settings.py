@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checks import check_choice, keep_kinds, whole
+from vggfeat.checks import check_choice, convert_fields, whole_number
 from vggfeat.datasets.catalogue import DATASETS
 from vggfeat.datasets.record import ProtocolName
 from vggfeat.errors import ConfigError, FitError
@@ -208,13 +208,13 @@ class ProtocolSettings:
     """Of the solver, worker processes included."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         kinds = {"protocol": ProtocolName, "rule": RuleChoice}
         kinds |= {"difficult_in_training": Difficult, "difficult_in_scoring": Difficult}
         for name, kind in kinds.items():
             check_choice(name, getattr(self, name), get_args(kind))
-        whole("folds", self.drawn, 2)
-        whole("seed", self.seed, 0)
+        whole_number("folds", self.drawn, 2)
+        whole_number("seed", self.seed, 0)
         object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid, "grid").ravel().tolist()))))
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {self.held_out}")

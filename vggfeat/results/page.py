@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vggfeat.checks import keep_kinds
+from vggfeat.checks import convert_fields
 from vggfeat.errors import ConfigError
 from vggfeat.metrics.bootstrap import BootstrapSettings
 from vggfeat.results.charts import COLOURS
@@ -57,7 +57,7 @@ def write_page(path: Path, content: bytes) -> None:
     Raises StoreError if it can't be written.
     """
     path = Path(os.path.realpath(path))
-    with disk_errors(path, "writing the page", "mend it, or choose another --out"), atomic_write(DISK, path) as file:
+    with disk_errors(path, "writing the page", "fix it, or choose another --out"), atomic_write(DISK, path) as file:
         file.write(content)
 
 
@@ -125,7 +125,7 @@ class PageSettings:
     """Draw where the scores of the worst mistakes come from, by the net; None for a page without that."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         if self.explain is not None and self.images is None:
             raise ConfigError("--explain: expected the root of the images with it (--root), found none; give it")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checks import keep_kinds
+from vggfeat.checks import convert_fields
 from vggfeat.errors import ImageError
 from vggfeat.formats.csv_cells import csv_bytes
 from vggfeat.results.record import (
@@ -309,7 +309,7 @@ class ExplainSettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
 
 
 class ExplainedMistake(NamedTuple):

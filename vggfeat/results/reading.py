@@ -210,7 +210,7 @@ def _reading(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         cause = error.strerror or str(error)
-        raise StoreError(f"{error.filename or folder}: reading failed: {cause}; mend it") from error
+        raise StoreError(f"{error.filename or folder}: reading failed: {cause}; fix it") from error
     except (*UNREADABLE, AttributeError) as error:
         raise StoreError(
             f"{folder}: expected results as vggfeat writes them, found some that can't be read "

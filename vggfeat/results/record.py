@@ -250,4 +250,4 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def _writing(place: Path, doing: str) -> AbstractContextManager[None]:
-    return disk_errors(place, doing, "mend it, or choose another folder")
+    return disk_errors(place, doing, "fix it, or choose another folder")

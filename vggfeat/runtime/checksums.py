@@ -144,7 +144,7 @@ class RunFiles:
         for name in self.sums.keys() - self._known:
             path = self.folder / name
             with (
-                disk_errors(path, "reading", "mend it"),
+                disk_errors(path, "reading", "fix it"),
                 contextlib.suppress(FileNotFoundError),
                 open_bounded(path) as file,
             ):
@@ -176,7 +176,7 @@ def read_sums(path: Path) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise StoreError(f"{path}: reading failed: {error.strerror or error}; mend it") from error
+        raise StoreError(f"{path}: reading failed: {error.strerror or error}; fix it") from error
     except UnicodeDecodeError as error:
         raise StoreError(f"{path}: expected checksums of the files of a run, found: {error}; move it away") from None
     if not all(found):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vggfeat.errors import ConfigError
-from vggfeat.runtime.system import Turns, c_function, cores, processes_here
+from vggfeat.runtime.system import ForkSafeLock, c_function, cores, processes_here
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
 }
 """Kind of device -> what nets can be run in on it. cuDNN chooses by itself where it convolves as Winograd did."""
 # PyTorch's switches of a GPU belong to the whole process, so that threads take turns between them.
-_SWITCHES = Turns()
+_SWITCHES = ForkSafeLock()
 
 
 def default_device() -> str:
@@ -107,7 +107,7 @@ def convolutions(*, tf32: bool, fastest: bool) -> Iterator[None]:
         yield
         return
     cudnn: Any = torch.backends.cudnn
-    with _SWITCHES.turn():
+    with _SWITCHES.held():
         before = cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic
         # The older switch, cudnn.allow_tf32, leaves the choice to the program where it says no.
         cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"

@@ -235,12 +235,12 @@ def open_world(
                 dist.destroy_process_group()
             if not (isinstance(error, RuntimeError) and _lost(error)):
                 raise
-            raise _farewell(error, point, lost, advice) from error
+            raise _error_of_lost(error, point, lost, advice) from error
         else:
             dist.destroy_process_group()
 
 
-def _farewell(error: RuntimeError, point: Point, lost: type[VggfeatError], advice: str) -> VggfeatError:
+def _error_of_lost(error: RuntimeError, point: Point, lost: type[VggfeatError], advice: str) -> VggfeatError:
     found = str(error) if isinstance(error, MessageError) else "lost touch with one; its own message says why"
     farewell = lost(f"process {point.rank} of {point.size}: expected all processes of the run, {found}; {advice}")
     for note in getattr(error, "__notes__", ()):

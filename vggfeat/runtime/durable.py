@@ -216,10 +216,10 @@ def atomic_write(files: Files, path: Path, *, temp: Path | None = None) -> Itera
         yield sink
         sink.raise_first_error()
         files.sync(fd)
-        system.let_go(fd)
+        system.close_on_windows(fd)
         files.rename(temp, path)
     except BaseException:
-        system.let_go(fd)
+        system.close_on_windows(fd)
         with contextlib.suppress(OSError):
             files.remove(temp)
         raise
@@ -285,7 +285,7 @@ def _remove_abandoned(files: Files, temp: Path, *, here: bool) -> None:
         state = os.fstat(fd)
         system.lock(fd)
         if stat.S_ISREG(state.st_mode) and (here or time.time() - state.st_mtime > _ABANDONED):
-            system.let_go(fd)
+            system.close_on_windows(fd)
             files.remove(temp)
     finally:
         os.close(fd)

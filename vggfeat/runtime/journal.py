@@ -18,7 +18,7 @@ from vggfeat.runtime.durable import DISK, append, atomic_write, disk_errors
 from vggfeat.runtime.locks import Lock, sole_writer
 from vggfeat.runtime.output_paths import check_name
 
-_ADVICE = "what was finished is kept; mend it and give the same command again"
+_ADVICE = "what was finished is kept; fix it and give the same command again"
 
 Retry = Callable[[dict[str, Any], set[str]], bool]
 """Takes a row, and which of the `loose` entries of the key have changed; says if the row is to be made again."""

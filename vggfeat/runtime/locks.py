@@ -68,7 +68,7 @@ class Lock:
         OSError if the file can't be removed; the lock is held then.
         """
         if self._fd in _held:
-            system.let_go(self._fd)
+            system.close_on_windows(self._fd)
             files.remove(self._path)
         self.release()
 

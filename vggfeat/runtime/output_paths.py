@@ -86,7 +86,7 @@ def check_target(
         raise ConfigError(
             f"{option}: expected another file than the inputs, found {where}, which is one; choose another name"
         )
-    with disk_errors(real, "reading", "nothing was changed; mend it"):
+    with disk_errors(real, "reading", "nothing was changed; fix it"):
         if ours(real):
             return real
     if any(real.is_relative_to(folder) for folder in folders):
@@ -174,7 +174,7 @@ def _is_ours(folder: Path, present: list[Path], kinds: tuple[str, ...]) -> bool:
 
 def _names_format(path: Path, kinds: tuple[str, ...]) -> bool:
     """Say whether a file is JSON that names a format which begins so; StoreError if the disk refuses to say."""
-    with disk_errors(path, "reading", "nothing was changed; mend it"):
+    with disk_errors(path, "reading", "nothing was changed; fix it"):
         try:
             with open_bounded(path) as file:
                 before = b""

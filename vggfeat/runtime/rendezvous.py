@@ -277,7 +277,7 @@ def _agree(common: "dist.Store", point: Point) -> str:
     """Meet the other processes, and return a name that no group before has had.
 
     torchrun's meeting point outlives the processes, and so still knows where those were that have died. Each process
-    comes with a word of its own, and the first welcomes it with that word and its own.
+    comes with a word of its own, and the first accepts it with that word and its own.
     """
     word, rank = uuid.uuid4().hex, point.rank
 
@@ -291,18 +291,18 @@ def _agree(common: "dist.Store", point: Point) -> str:
     def all_here() -> bool:
         for other in range(1, point.size):
             for theirs in words(f"here {other}"):
-                common.set(f"welcome {other}", f"{theirs} {word}")
+                common.set(f"accepted {other}", f"{theirs} {word}")
         return common.check([f"{word} {other}" for other in range(1, point.size)])
 
-    def welcome() -> bool:
-        return len(found := words(f"welcome {rank}")) == 2 and found[0] == word
+    def accepted() -> bool:
+        return len(found := words(f"accepted {rank}")) == 2 and found[0] == word
 
     if rank == 0:
         wait_for(all_here, LONGEST_START, _note_of(point, missing))
         return word
     common.set(f"here {rank}", word)
-    wait_for(welcome, LONGEST_START, _note_of(point, lambda: [0]))
-    _, name = words(f"welcome {rank}")
+    wait_for(accepted, LONGEST_START, _note_of(point, lambda: [0]))
+    _, name = words(f"accepted {rank}")
     common.set(f"{name} {rank}", "")
     return name
 

@@ -35,7 +35,7 @@ _PASSED = frozenset((
 _ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 
 
-class Line:
+class Connection:
     """Messages over a socket, within a time that is counted down.
 
     Time counts in ticks during which this process itself was running: a run that was suspended and goes on must not

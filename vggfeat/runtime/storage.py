@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
-from vggfeat.checks import keep_kinds
+from vggfeat.checks import convert_fields
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.durable import (
     DISK,
@@ -28,7 +28,7 @@ from vggfeat.runtime.durable import (
 )
 from vggfeat.runtime.system import NO_WAIT, OPENED
 
-_ADVICE = "nothing that was finished is lost; mend it and give the same command again"
+_ADVICE = "nothing that was finished is lost; fix it and give the same command again"
 _LOCAL = re.compile(r"file:(//|(?=/))", re.IGNORECASE)
 _ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 _SCHEMES = re.compile(r"(^|::)[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*(?=://)")
@@ -62,7 +62,7 @@ class StorageSettings:
     """Whether http(s) addresses of the own network may be read."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         if self.attempts < 1 or not (self.timeout > 0 and self.wait >= 0):
             found = f"attempts {self.attempts}, wait {self.wait}, timeout {self.timeout}"
             raise ConfigError(f"storage: expected at least one attempt and a time limit above 0, found {found}")

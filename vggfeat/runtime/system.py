@@ -132,7 +132,7 @@ def has_name(fd: int, path: Path) -> bool:
     return False
 
 
-def let_go(fd: int) -> None:
+def close_on_windows(fd: int) -> None:
     """Close an open file on Windows, which renames and removes no other; with its lock. `fd` is still to be closed."""
     if fcntl is None:
         nothing = os.open(os.devnull, os.O_RDWR)
@@ -203,7 +203,7 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class Turns:
+class ForkSafeLock:
     """A lock of the threads of this process; the thread that holds it may take it again.
 
     A fork waits for a short turn of another thread to end, so that the child finds what was changed as it was before;
@@ -221,7 +221,7 @@ class Turns:
             os.register_at_fork(before=self._lock.acquire, after_in_parent=free, after_in_child=free)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """Wait for the turns of other threads, and hold the lock within."""
         with self._lock:
             yield

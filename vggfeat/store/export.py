@@ -118,7 +118,7 @@ def write(
         ids, paths, groups = ([*map(spreadsheet_cell, names or ())] for names in (table.ids, table.paths, table.groups))
         columns = {name: [*map(spreadsheet_cell, texts)] for name, texts in table.columns.items()}
         table = replace(table, ids=ids, paths=paths, columns=columns, groups=groups or None)
-    advice = "nothing was left; mend it and run the same again"
+    advice = "nothing was left; fix it and run the same again"
     with disk_errors(target, "writing the export", advice), atomic_write(files, target) as sink:
         _WRITE[kind](sink, table)
     return target

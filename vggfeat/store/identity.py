@@ -132,7 +132,7 @@ def is_damaged(path: Path) -> bool:
     if not path.is_file():
         return False
     with (
-        disk_errors(path, "reading", "nothing was changed; mend it and give the same command again"),
+        disk_errors(path, "reading", "nothing was changed; fix it and give the same command again"),
         path.open("rb") as file,
     ):
         size = os.fstat(file.fileno()).st_size

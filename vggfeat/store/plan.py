@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.checks import check_choice, convert_fields
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.formats.hdf5 import canonical_json
 from vggfeat.listing import FURTHER, LABELS
@@ -61,7 +61,7 @@ class PlanSettings:
     """float16 takes half the space, and keeps 11 bits of each value."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         check_choice("store", self.store, get_args(Store))
         check_choice("dtype", self.dtype, get_args(DType))
         if not 1 <= self.shard_rows <= 1 << 20:

@@ -360,4 +360,4 @@ class FeatureWriter(contextlib.AbstractContextManager["FeatureWriter"]):
 
     def _disk_errors(self, doing: str) -> contextlib.AbstractContextManager[None]:
         kept = f"finished shards are kept in {self.folder.name}; " if self._parts.begun else ""
-        return disk_errors(self.out, doing, f"{kept}mend it and run the same again")
+        return disk_errors(self.out, doing, f"{kept}fix it and run the same again")

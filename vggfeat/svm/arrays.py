@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.errors import ConfigError
-from vggfeat.runtime.system import Turns
+from vggfeat.runtime.system import ForkSafeLock
 
 # Of rows that are multiplied, in float64, at a time.
 _ROW_BYTES = 1 << 24
@@ -33,7 +33,7 @@ _LEAST_COLUMNS = 256
 _AT_ONCE_BYTES = 1 << 30
 # The number of threads of a BLAS belongs to the whole process: of two that set it and set it back, the last to end
 # would leave what the first has set.
-_BLAS_THREADS = Turns(long=True)
+_BLAS_THREADS = ForkSafeLock(long=True)
 
 
 class NumpyArrays:
@@ -54,7 +54,7 @@ class NumpyArrays:
     @contextlib.contextmanager
     def threads(self) -> Iterator[None]:
         """Compute with as many threads as the BLAS would take, each with one thread of it."""
-        with _BLAS_THREADS.turn():
+        with _BLAS_THREADS.held():
             self._blas = _blas()
             count = max((library.num_threads for library in self._blas.lib_controllers), default=1)
             with self._blas.limit(limits=1), ThreadPoolExecutor(count, "vggfeat-svm") as pool:
@@ -167,7 +167,7 @@ def _blas() -> Any:
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Keep the BLAS to one thread, for who divides the work among threads, or wants equal bits on any machine."""
-    with _BLAS_THREADS.turn(), _blas().limit(limits=1):
+    with _BLAS_THREADS.held(), _blas().limit(limits=1):
         yield
 
 

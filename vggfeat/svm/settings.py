@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, NamedTuple, get_args
 
-from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.checks import check_choice, convert_fields
 from vggfeat.errors import ConfigError
 
 Loss = Literal["squared_hinge"]
@@ -84,7 +84,7 @@ class SvmSettings:
     """Solver newton: None = NumPy, on the CPU; otherwise a device of PyTorch, as "cuda"."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         check_choice("loss", self.loss, get_args(Loss))
         check_choice("class_weight", self.class_weight, get_args(ClassWeight))
         check_choice("solver", self.solver, tuple(SOLVERS))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
 
-from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.checks import check_choice, convert_fields
 from vggfeat.errors import ConfigError, DatasetError, StoreError
 from vggfeat.runtime.durable import DISK, atomic_write, is_temporary
 from vggfeat.runtime.rendered import MARKER
@@ -50,7 +50,7 @@ class Settings:
     """Images of a class, or a few more (Caltech, folder)."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         if self.image_side < _SMALLEST_SIDE:
             raise ConfigError(f"image_side: expected at least {_SMALLEST_SIDE}, found {self.image_side}")
         for field in fields(self):
@@ -201,7 +201,7 @@ def write(
         _mark(root, wanted | _contents(root))
     except OSError as error:
         cause = error.strerror or error
-        raise StoreError(f"{error.filename or root}: can't be written: {cause}; mend it, or choose another") from error
+        raise StoreError(f"{error.filename or root}: can't be written: {cause}; fix it, or choose another") from error
     return True
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 
-from vggfeat.checks import keep_kinds
+from vggfeat.checks import convert_fields
 from vggfeat.datasets.ilsvrc_packed import BEGUN, FORMAT, INDEX, columns
 from vggfeat.errors import ConfigError, ImageError, TrainingError
 from vggfeat.images.decode import DecodeSettings, Request, shrink
@@ -55,7 +55,7 @@ class PackSettings:
     """Images in a file: about 60 MB at side 256, 200 MB at 512."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         if self.side < 1 or not 1 <= self.quality <= 95 or self.shard_images < 1:
             raise ConfigError(f"packing: expected side from 1, quality from 1 to 95, shards of 1 or more, found {self}")
 

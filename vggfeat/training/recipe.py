@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from vggfeat.checks import check_choice, keep_kinds
+from vggfeat.checks import check_choice, convert_fields
 from vggfeat.errors import ConfigError
 from vggfeat.nets.backbone import Pool
 from vggfeat.nets.families import allocated
@@ -91,7 +91,7 @@ class Recipe:
     """Of first weights, order of the images, crops, colours and dropout."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         check_choice("net", self.net, NETS)
         check_choice("pool", self.pool, get_args(Pool))
         check_choice("start", self.start, get_args(Start))
@@ -161,7 +161,7 @@ class TrainingSettings:
     """Steps between two lines of the log. There is also one of the first step, and one of the last."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
         if self.precision is not None:
             check_choice("precision", self.precision, get_args(LearningPrecision))
         _check_range("workers", self.workers, 0, 1024)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggfeat.checks import keep_kinds
+from vggfeat.checks import convert_fields
 from vggfeat.errors import ImageError, StoreError, TrainingError
 from vggfeat.images.decode import Request
 from vggfeat.images.pool import Decoder
@@ -85,7 +85,7 @@ class StatisticsSettings:
     """Of the drawing."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
 
 
 class PixelStatistics(NamedTuple):

@@ -20,7 +20,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from vggfeat.checks import keep_kinds
+from vggfeat.checks import convert_fields
 from vggfeat.errors import WeightsError
 from vggfeat.runtime import system
 from vggfeat.runtime.durable import DISK, Files, atomic_write, disk_errors, write_all
@@ -56,7 +56,7 @@ class FetchSettings:
     """More than this is no VGG net, whatever the server says: the largest has 575 MB, twice that in float64."""
 
     def __post_init__(self) -> None:
-        keep_kinds(self)
+        convert_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def fetch(
         resumed_at = job.have
         address, sha256 = _from_any_address(published, job)
         files.sync(fd)
-        system.let_go(fd)
+        system.close_on_windows(fd)
         files.rename(part, target)
         _remove(files, job.note)
         files.sync_folder(folder)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vggfeat.errors import ResourceError, VggfeatError, WeightsError
-from vggfeat.runtime.sandbox import Line, limit_memory, lower_limit, silence_libraries, start_process
+from vggfeat.runtime.sandbox import Connection, limit_memory, lower_limit, silence_libraries, start_process
 from vggfeat.runtime.system import HAS_GUARDED_PROCESSES, note_unguarded, resource
 from vggfeat.weights.sniff import FORMATS
 
@@ -75,7 +75,7 @@ def opened(kind: str, path: Path) -> Iterator["ParsedNet | StateDict"]:
             yield replace(found, read=partial(_tensor, found, path))
         return
     end = _READER.connect()
-    remote = _Remote(path, Line(end, 3 * limits.seconds), limits)
+    remote = _Remote(path, Connection(end, 3 * limits.seconds), limits)
     try:
         with end:
             yield remote.open(kind)
@@ -95,8 +95,8 @@ def start() -> None:
 class _Remote:
     """A file that a fork of the reader process has open."""
 
-    def __init__(self, path: Path, line: Line, limits: Limits) -> None:
-        self._path, self._line, self._limits = path, line, limits
+    def __init__(self, path: Path, connection: Connection, limits: Limits) -> None:
+        self._path, self._connection, self._limits = path, connection, limits
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def open(self, kind: str) -> "ParsedNet | StateDict":
@@ -121,13 +121,13 @@ class _Remote:
 
         self._ask({"name": name})
         tensor = torch.empty(self._shapes[name], dtype=torch.float32)
-        self._attempt(lambda: self._line.fill(tensor_bytes(tensor)))
+        self._attempt(lambda: self._connection.fill(tensor_bytes(tensor)))
         return tensor
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         def ask() -> dict[str, Any]:
-            self._line.send(request)
-            return self._line.receive()
+            self._connection.send(request)
+            return self._connection.receive()
 
         answer = self._attempt(ask)
         if "error" in answer:
@@ -183,7 +183,7 @@ class _ReaderProcess:
         self._control = near
 
     def connect(self) -> socket.socket:
-        """Return a line to a fork of it, which will read one file.
+        """Return a connection to a fork of it, which will read one file.
 
         Raises ResourceError if it can't start, or can't fork.
         """
@@ -195,7 +195,7 @@ class _ReaderProcess:
             try:
                 with far, contextlib.suppress(OSError):
                     socket.send_fds(self.start(), [b"!"], [far.fileno()])
-                answer = Line(near, _START_LIMIT).receive()
+                answer = Connection(near, _START_LIMIT).receive()
             except BaseException as error:
                 near.close()
                 if not isinstance(error, OSError | EOFError):
@@ -278,24 +278,24 @@ def serve(descriptor: int) -> None:
         if not asked:
             os.killpg(0, signal.SIGKILL)  # forks that are stuck too
         with socket.socket(fileno=descriptors[0]) as end:
-            line = Line(end)
+            connection = Connection(end)
             try:
                 fork = os.fork()
             except OSError as error:
-                line.send({"failed": str(error.strerror or error)})
+                connection.send({"failed": str(error.strerror or error)})
                 continue
             if fork == 0:
                 control.close()
                 with contextlib.suppress(BaseException):
-                    _read_file(line)
+                    _read_file(connection)
                 os._exit(0)
 
 
-def _read_file(line: Line) -> None:
+def _read_file(connection: Connection) -> None:
     from vggfeat.weights.tensor_files import tensor_bytes
 
-    line.send({})
-    request = line.receive()
+    connection.send({})
+    request = connection.receive()
     path, limits = Path(request["path"]), Limits(*request["limits"])
     try:
         if request["folder"] is not None:
@@ -304,15 +304,15 @@ def _read_file(line: Line) -> None:
         lower_limit(resource.RLIMIT_CPU, int(limits.seconds))
         limit_memory(limits.memory)
         with _damage(path, limits), opened_here(request["kind"], path) as found:
-            line.send(_described(found))
+            connection.send(_described(found))
             while True:
-                line.send({}, tensor_bytes(_tensor(found, path, line.receive()["name"])))
+                connection.send({}, tensor_bytes(_tensor(found, path, connection.receive()["name"])))
     except VggfeatError as error:
-        line.send({"error": str(error)[:LONGEST_ERROR]})
+        connection.send({"error": str(error)[:LONGEST_ERROR]})
     except EOFError:
         return
     except Exception:
-        line.send({"defect": traceback.format_exc()[-LONGEST_ERROR:]})
+        connection.send({"defect": traceback.format_exc()[-LONGEST_ERROR:]})
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def save_weights(
 @contextmanager
 def writing_weights(path: Path) -> Iterator[LatchedFile]:
     """Open a file of weights for a block, under its name once that is done; StoreError if it can't be written."""
-    with disk_errors(path, "writing the weights", "mend it, or choose another place"), atomic_write(DISK, path) as file:
+    with disk_errors(path, "writing the weights", "fix it, or choose another place"), atomic_write(DISK, path) as file:
         yield file
 
 
