@@ -147,12 +147,12 @@ def _plan_voc_server(evaluation: Evaluation, settings: ProtocolSettings) -> Plan
     dataset = evaluation.dataset
     train, val = _split(dataset, "train"), _split(dataset, "val")
     fold = _fold_of(dataset, train, settings)
-    chosen = f"{settings.drawn}-fold cross-validation in train"
-    parts = [(train[fold != part], train[fold == part]) for part in range(settings.drawn)]
+    chosen = f"{settings.fold_count}-fold cross-validation in train"
+    parts = [(train[fold != part], train[fold == part]) for part in range(settings.fold_count)]
     words = {"chosen": chosen, "fitted": "train", "tested": "val"}
     plan = SplitPlan(name="val", parts=parts, fit_rows=train, test_rows=val, **words)
     description = (
-        f"C was chosen for each class by average precision in a {settings.drawn}-fold cross-validation inside "
+        f"C was chosen for each class by average precision in a {settings.fold_count}-fold cross-validation inside "
         "train (rows of one image stay together); then the SVM was trained on train and tested on val."
     )
     if not len(dataset.splits.get("test", ())):
@@ -224,7 +224,7 @@ def _plan_k_fold(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
     rows = _labelled(dataset)
     fold = _fold_of(dataset, rows, settings)
     plans = []
-    for part in range(settings.drawn):
+    for part in range(settings.fold_count):
         fit_rows, test_rows = rows[fold != part], rows[fold == part]
         held = _held_out(dataset, fit_rows, settings)
         fitted, tested = f"the folds other than {part + 1}", f"fold {part + 1}"
@@ -237,7 +237,7 @@ def _plan_k_fold(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
     together = "" if dataset.groups is None else " Samples of one group stay together."
     names = ", ".join(dataset.splits)
     return Plans(
-        f"Stratified {settings.drawn}-fold test: each fold was tested on after training on the others, with C chosen "
+        f"Stratified {settings.fold_count}-fold test: each fold was tested on after training on the others, with C chosen "
         f"{_by(evaluation)} on {settings.held_out:.0%} of these.{together}{left_out}",
         plans,
         [f"Splits that were not used, because folds are drawn from all samples: {names}."] * bool(names),
@@ -281,7 +281,7 @@ def _union(*parts: Rows) -> Rows:
 
 def _fold_of(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
     paths, groups = names_of(dataset, rows)
-    return k_folds(paths, dataset.labels[rows] == 1, settings.drawn, settings.seed, groups)
+    return k_folds(paths, dataset.labels[rows] == 1, settings.fold_count, settings.seed, groups)
 
 
 def _held_out(dataset: DataSet, rows: Rows, settings: ProtocolSettings) -> Rows:
@@ -319,7 +319,7 @@ def _reading_notes(settings: ProtocolSettings) -> list[str]:
 
 
 def _describe_settings(settings: ProtocolSettings, name: ProtocolName) -> dict[str, Any]:
-    return asdict(settings) | {"protocol": name, "folds": settings.drawn if name in FOLDING else None}
+    return asdict(settings) | {"protocol": name, "folds": settings.fold_count if name in FOLDING else None}
 
 
 def _describe(table: DescriptorSet) -> dict[str, Any]:

@@ -213,14 +213,14 @@ class ProtocolSettings:
         kinds |= {"difficult_in_training": Difficult, "difficult_in_scoring": Difficult}
         for name, kind in kinds.items():
             check_choice(name, getattr(self, name), get_args(kind))
-        whole_number("folds", self.drawn, 2)
+        whole_number("folds", self.fold_count, 2)
         whole_number("seed", self.seed, 0)
         object.__setattr__(self, "grid", tuple(sorted(set(check_costs(self.grid, "grid").ravel().tolist()))))
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out: expected a fraction above 0 and below 1, found {self.held_out}")
 
     @property
-    def drawn(self) -> int:
+    def fold_count(self) -> int:
         """Folds of a cross-validation, where one is made."""
         return 5 if self.folds is None else self.folds
 
