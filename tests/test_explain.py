@@ -155,7 +155,7 @@ def test_what_can_not_be_explained_is_refused(desk, tmp_path):
         explain(image, out, weights=[NETS[1]])
     with pytest.raises(WeightsError, match="give them with --weights"):
         explain(image, out)
-    with pytest.raises(ImageError, match="expected an image to explain"):
+    with pytest.raises(ImageError, match=r"none\.png: expected an image to explain, found: missing: expected"):
         explain(tmp_path / "none.png", out, weights=nets)
     with pytest.raises(FitError, match="expected a model file, found none; train one on all images"):
         explain(image, tmp_path, weights=nets)

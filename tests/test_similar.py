@@ -285,7 +285,7 @@ def test_an_image_alone_has_no_box(stored, extracted):
 def test_what_is_no_image_or_not_to_be_read_is_refused(stored, extracted, tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"no image")
     with FeatureFile(extracted / "x.h5") as file:
-        with pytest.raises(StoreError, match=r"x\.jpg: expected an image to look for, found: unrecognised"):
+        with pytest.raises(StoreError, match=r"x\.jpg: expected an image to look for, found: unrecognised: expected"):
             extract_query(file, tmp_path / "x.jpg", load_backbone(NET))
         with pytest.raises(StoreError, match="expected an image, found: Is a directory"):
             row_of_image(file, tmp_path)

@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from vggfeat.descriptors import fuse, join_features
-from vggfeat.errors import ConfigError, FitError, ImageError
+from vggfeat.errors import ConfigError, Failure, FitError, ImageError
 from vggfeat.forward.features import dense_map, mirror
 from vggfeat.forward.rerun import rerun_net
 from vggfeat.forward.runner import BatchRunner, to_compute_layout, upload
 from vggfeat.images.decode import DecodedImage, DecodeSettings, Request
+from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.transforms import rescaled_size
 from vggfeat.predict import nets_of
@@ -170,10 +171,12 @@ def _nets(saved: SavedModel, weights: Sequence[str], device: str | None) -> list
 
 
 def _decode(image: Path, settings: DecodeSettings, workers: int) -> DecodedImage:
+    place = os.path.abspath(image)
     with Decoder(workers, settings) as decoder:
-        (found,) = decoder.stream([Request(os.path.abspath(image), (None,))])
+        (found,) = decoder.stream([Request(place, (None,))])
     if isinstance(found, ImageError):
-        raise ImageError(found.reason, f"{image}: expected an image to explain, found: {found}")
+        failure = Failure(found.reason, str(found)).without(shown(place))
+        raise ImageError(failure.reason, f"{image}: expected an image to explain, found: {failure}")
     return found
 
 

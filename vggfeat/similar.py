@@ -24,6 +24,7 @@ from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.forward.rerun import rerun_net
 from vggfeat.images.decode import Request
+from vggfeat.images.image_bytes import shown
 from vggfeat.images.pool import Decoder
 from vggfeat.samples import Box
 from vggfeat.search_index import SearchIndex, load_index, make_index
@@ -335,10 +336,12 @@ def extract_query(
             "image alone has no box, found an image; give --regions image, or an id"
         )
     runner, decode = rerun_net(str(file.path), file.provenance, file.scales, backbone, device)
+    place = os.path.abspath(image)
     with Decoder(1, decode) as decoder:
-        (row,) = runner.rows(decoder.stream([Request(os.path.abspath(image), (None,))]))
+        (row,) = runner.rows(decoder.stream([Request(place, (None,))]))
     if row.features is None:
-        raise StoreError(f"{image}: expected an image to look for, found: {row.failure}")
+        found = row.failure and row.failure.without(shown(place))
+        raise StoreError(f"{image}: expected an image to look for, found: {found}")
     features = np.full((1, *file.shape.dims), np.nan, dtype=np.float32)
     kept = row.features if file.store == "scales" else mean_of_scales(row.features[None])
     features[0, :, file.regions.index("image")] = kept[:, 0]
