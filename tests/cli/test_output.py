@@ -57,7 +57,7 @@ def test_a_byte_that_is_no_utf_8_is_shown_alike_wherever_a_name_is_told(tmp_path
     assert run(["caf\udce9"]) == 2
     assert run(["data", "check", "folder", "--root", str(tmp_path / "photos")]) == 4
     found = "".join(capsys.readouterr())
-    assert found.count(r"caf\xe9") >= 6
+    assert found.count(r"caf\xe9") >= 5
     assert "udce9" not in found
 
 
