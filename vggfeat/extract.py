@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from vggfeat.checks import check_given, convert_fields
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.forward.features import ExtractionSettings, check_boxes, feature_runner
 from vggfeat.forward.rerun import check_precision, some_of
-from vggfeat.forward.runner import BatchRunner, Row
+from vggfeat.forward.runner import BatchRunner, Launched, Row
 from vggfeat.forward.settings import describe_conditions, describe_made, describe_net, hash_image, hash_sizes
 from vggfeat.images.decode import DecodeSettings, Request, row_requests
 from vggfeat.images.image_bytes import shown
@@ -334,17 +335,26 @@ def shard_blocks(
 
     Who makes a shard, and what becomes of it, does not matter here: it has the same bits whoever asks. Their numbers
     and images are drawn no further ahead than images are decoded; the largest has `most`. `progress` is as for
-    `BatchRunner.blocks`, but not called on a GPU, whose work lies ahead of what is done. `fetched` gets the bytes of
+    `BatchRunner.rows`, but not called on a GPU, whose work lies ahead of what is done. `fetched` gets the bytes of
     images that are not on this machine, in order.
     """
     ahead = shards_ahead(runner.device)
-    decoded, launched, named = itertools.tee(shards, 3)
+    shards, decoded = itertools.tee(shards)
+    queue: deque[tuple[int, Sequence[Request], Launched]] = deque()
+
+    def oldest() -> tuple[int, Block]:
+        shard, requests, launched = queue.popleft()
+        return shard, to_block(runner.finish(launched), shape, requests)
+
     with Decoder(workers, decode, ahead=images_ahead(ahead, most)) as decoder:
         images = decoder.stream(fetched(itertools.chain.from_iterable(requests for _, requests in decoded)))
-        lengths = (len(requests) for _, requests in launched)
-        blocks = runner.blocks(images, lengths, ahead=ahead, progress=None if ahead else progress)
-        for (shard, requests), block in zip(named, blocks, strict=True):
-            yield shard, to_block(block, shape, requests)
+        for shard, requests in shards:
+            own = itertools.islice(images, len(requests))
+            queue.append((shard, requests, runner.launch(own, None if ahead else progress)))
+            if len(queue) > ahead:
+                yield oldest()
+        while queue:
+            yield oldest()
 
 
 def shards_ahead(device: torch.device) -> int:

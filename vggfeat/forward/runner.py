@@ -7,12 +7,10 @@ after the last of them says when they are there.
 """
 
 import copy
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -155,35 +153,6 @@ class BatchRunner:
         return BatchRunner(
             self.backbone, settings, self.head, str(self.device), regions=self.regions, batching=self.batching
         )
-
-    def blocks(
-        self,
-        images: Iterator[DecodedImage | ImageError],
-        lengths: Iterable[int],
-        *,
-        ahead: int = 0,
-        progress: Callable[[float], None] | None = None,
-    ) -> Iterator[list[Row]]:
-        """Yield the rows of images, block by block, in their order.
-
-        Parameters
-        ----------
-        images : iterator of DecodedImage or ImageError
-        lengths : iterable of int
-            Images of each block.
-        ahead : int
-            Blocks that are launched before the rows of one are waited for: a GPU then has work while these are fetched
-            and written.
-        progress : callable, optional
-            As for `rows`, for each block.
-        """
-        queue: deque[Launched] = deque()
-        for length in lengths:
-            queue.append(self.launch(islice(images, length), progress))
-            if len(queue) > ahead:
-                yield self.finish(queue.popleft())
-        while queue:
-            yield self.finish(queue.popleft())
 
     def rows(
         self, images: Iterable[DecodedImage | ImageError], progress: Callable[[float], None] | None = None
