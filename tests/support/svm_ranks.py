@@ -30,7 +30,7 @@ from vggfeat.runtime.distributed import open_world
 from vggfeat.svm import LinearModel, Split, SvmProblemSet, SvmSettings, blocks, stream, stream_steps
 from vggfeat.svm.stream_passes import Passes
 
-N, K = 150, 3
+N, K = 72, 3
 T = TypeVar("T")
 
 
@@ -39,7 +39,7 @@ def make_features(path: Path, seed: int) -> Path:
     labels = np.where(rng.random((N, K)) < 0.4, 1, -1)
     signal = (labels > 0) @ rng.standard_normal((K, 24))
     features = np.maximum(signal + rng.standard_normal((N, 24)), 0).reshape(N, 1, 1, 24)
-    parts = np.split(np.random.default_rng(0).permutation(N), [60, 110])
+    parts = np.split(np.random.default_rng(0).permutation(N), [28, 52])
     splits = {name: np.sort(rows) for name, rows in zip(("train", "val", "test"), parts, strict=True)}
     made = data_set(tuple(f"image-{row:03}" for row in range(N)), labels, tuple("abc"), splits)
     return write_file(path, features, made)
@@ -77,9 +77,9 @@ def solve(file: Path) -> dict:
     ):
         problems = SvmProblemSet(stream.descriptors, SvmSettings(solver="stream", jobs=1))
         rows, labels = np.arange(0, N, 2), stream.dataset.labels[::2]
-        model = problems.fit(rows, labels, [0.1, 1.0, 1000.0])
+        model = problems.fit(rows, labels, [0.1, 1.0, 10.0])
         split = Split(rows=rows, labels=labels, held_out=np.arange(N - 1, 0, -2))
-        sweep = problems.sweep([split], [0.01, 10.0])[0]
+        sweep = problems.sweep([split], [0.01, 1.0])[0]
         return {
             "converged": bool(model.converged.all() and sweep.converged.all()),
             "passes": problems.solver.passes,
@@ -130,7 +130,7 @@ def kill_after(passes: int) -> None:
 
 def main(folder: Path) -> dict:
     file, other = make_features(folder / "x.h5", 1), make_features(folder / "y.h5", 2)
-    blocks.MOST_ROWS = 8  # 19 blocks
+    blocks.MOST_ROWS = 8  # 9 blocks
     stream_steps._CHEAP = 2  # Some problems are solved by Hessians, others by conjugate gradients.
     found = {f"solved by {count}": solved(count, folder, file) for count in (1, 2, 3)}
     found["killed"] = solved(3, folder, file, passes=4)
