@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from contextlib import contextmanager
-from functools import partial
+from functools import _lru_cache_wrapper, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from feature_files import CLASSES, FEATURES, IDS, LABELS, data_set, write_file
 from vggfeat import errors
 from vggfeat.cli import EXIT_CODES
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.nets.transforms import _taps
 from vggfeat.protocols import ProtocolSettings
 from vggfeat.samples import Task
 from vggfeat.svm import LinearOneVsRest, SvmSettings
@@ -175,6 +174,14 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
+def forget():
+    """Empty every cache of the package."""
+    for module in [module for name, module in sys.modules.items() if name.startswith("vggfeat.")]:
+        for cached in vars(module).values():
+            if isinstance(cached, _lru_cache_wrapper):
+                cached.cache_clear()
+
+
 @pytest.mark.parametrize("state", [
     partial(default_dtype, torch.float64), partial(default_dtype, torch.bfloat16), partial(torch.device, "meta"),
     torch.inference_mode, torch.no_grad, partial(torch.autocast, "cpu", torch.bfloat16),
@@ -185,7 +192,7 @@ def test_no_state_of_pytorch_in_the_program_changes_a_number(state, tmp_path):
     rows, labels = rng.standard_normal((30, 4)), rng.integers(0, 3, 30)
 
     def numbers():
-        _taps.cache_clear()  # What is kept was made in another state.
+        forget()  # What is kept was made in another state.
         extractor = vggfeat.Extractor(net, (224, 236), device="cpu")
         maps = extractor.maps(images[0], ["pool1", "fc7"], scale=225)
         model = LinearOneVsRest(device="cpu").fit(rows, labels)

@@ -14,7 +14,7 @@ from small_tables import table_of
 from vggfeat.cli import run
 from vggfeat.errors import ConfigError
 from vggfeat.metrics import average_precision, mean_class_recall
-from vggfeat.protocols.probes import PROBES, ProbeSettings, ProbeValue, _draws, _measure, run_probes
+from vggfeat.protocols.probes import PROBES, Probe, ProbeSettings, ProbeValue, run_probes
 from vggfeat.protocols.rules import ProtocolSettings, plan_protocol, run_protocol
 from vggfeat.results.features import probes_json, probes_text
 
@@ -78,26 +78,44 @@ def test_values_are_of_the_measure_of_the_protocol(table):
     assert every.mean == pytest.approx(wanted)
 
 
-def test_draws_hold_so_many_images_of_each_class_and_differ():
+@pytest.fixture
+def drawn(monkeypatch):
+    """Runs a probe that takes down which rows of a table it is trained on: [[row, ...], ...], all of them first."""
+
+    def run_seeing(table, *shots, repeats=4):
+        found = []
+
+        def scores(x, labels, others, setting):
+            found.append([int(np.flatnonzero((table.descriptors == one).all(axis=1))[0]) for one in x])
+            return np.zeros((len(others), labels.shape[1]))
+
+        monkeypatch.setitem(PROBES, "seen", Probe("none", (1.0,), scores))
+        run_probes(table, ProbeSettings(probes=("seen",), shots=shots, repeats=repeats))
+        return found[-1 - repeats * len(shots) :]
+
+    return run_seeing
+
+
+def test_draws_hold_so_many_images_of_each_class_and_differ(drawn):
     table, _ = planted_table(rows=120, wrong=0)
-    settings = ProbeSettings(repeats=4)
-    _, evaluation, (_, (plan,), *_) = plan_protocol(table.dataset, settings.protocol)
-    draws = _draws(table, evaluation, plan, 3, settings)
+    (plan,) = plan_protocol(table.dataset, ProtocolSettings())[2].splits
+    every, *draws = drawn(table, 3)
+    assert every == plan.fit_rows.tolist()
     for rows in draws:
         assert (table.dataset.labels[rows] == 1).sum(axis=0).tolist() == [3] * 4
-        assert set(rows.tolist()) <= set(plan.fit_rows.tolist())
-    assert len({tuple(rows.tolist()) for rows in draws}) == 4
-    again = _draws(table, evaluation, plan, 3, settings)
-    assert all((a == b).all() for a, b in zip(draws, again, strict=True))
-    (most,) = {tuple(rows.tolist()) for rows in _draws(table, evaluation, plan, 999, settings)}
-    assert list(most) == plan.fit_rows.tolist()
+        assert set(rows) <= set(every)
+    assert len({tuple(rows) for rows in draws}) == 4
+    assert drawn(table, 3) == [every, *draws]
+    most = int((table.dataset.labels[every] == 1).sum(axis=0).max())
+    assert drawn(table, most, repeats=2) == [every] * 3
 
 
-def test_rows_that_failed_are_not_drawn_and_rank_last():
+def test_rows_that_failed_are_not_drawn_and_rank_last(drawn):
     table, _ = planted_table(rows=120, noise=0.1, wrong=0)
     table.ok[[0, 100]] = False
-    _, evaluation, (_, (plan,), *_) = plan_protocol(table.dataset, ProtocolSettings())
-    assert all(0 not in rows for rows in _draws(table, evaluation, plan, 999, ProbeSettings(repeats=1)))
+    assert 0 in plan_protocol(table.dataset, ProtocolSettings())[2].splits[0].fit_rows
+    every, few = drawn(table, 15, repeats=1)
+    assert 0 not in {*every, *few}
     _, (value,) = run_probes(table, ProbeSettings(probes=("svm",), shots=()))
     assert value.mean == pytest.approx(1 - 1 / 15 / 4), "one of 15 images of a class counts as wrong"
 
@@ -117,11 +135,10 @@ def test_classes_that_a_draw_can_not_be_trained_for_have_no_value():
     labels = np.where(rng.random((40, 2)) < 0.5, 1, -1)
     labels[:30, 0] = 1
     table = table_of(data_set_of(labels, {"train": range(20), "test": range(20, 40)}))
-    evaluation = plan_protocol(table.dataset, ProtocolSettings())[1]
     train, test = np.arange(20), np.arange(20, 40)
-    value = _measure(table, evaluation, PROBES["knn"], train, test, 5)
-    scores = PROBES["knn"].scores(table.descriptors[train], labels[train], table.descriptors[test], 5)
-    assert value == pytest.approx(average_precision(labels[test, 1], scores[:, 1], "area"))
+    _, (value,) = run_probes(table, ProbeSettings(probes=("knn",), shots=()))
+    scores = PROBES["knn"].scores(table.descriptors[train], labels[train], table.descriptors[test], value.settings[0])
+    assert value.mean == pytest.approx(average_precision(labels[test, 1], scores[:, 1], "area"))
 
 
 def test_what_is_named_twice_is_measured_once():
