@@ -237,8 +237,8 @@ def _plan_k_fold(evaluation: Evaluation, settings: ProtocolSettings) -> Plans:
     together = "" if dataset.groups is None else " Samples of one group stay together."
     names = ", ".join(dataset.splits)
     return Plans(
-        f"Stratified {settings.fold_count}-fold test: each fold was tested on after training on the others, with C chosen "
-        f"{_by(evaluation)} on {settings.held_out:.0%} of these.{together}{left_out}",
+        f"Stratified {settings.fold_count}-fold test: each fold was tested on after training on the others, with C "
+        f"chosen {_by(evaluation)} on {settings.held_out:.0%} of these.{together}{left_out}",
         plans,
         [f"Splits that were not used, because folds are drawn from all samples: {names}."] * bool(names),
     )
