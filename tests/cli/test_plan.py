@@ -11,7 +11,8 @@ from PIL import Image
 
 from vggfeat import FeatureDataset, load_features
 from vggfeat.cli import run
-from vggfeat.cli.extract import ENGINES, EngineEntry, EngineOptions
+from vggfeat.cli.extract import EngineOptions
+from vggfeat.engines import ENGINES, EngineEntry
 from vggfeat.engines.engine import ShardTask
 from vggfeat.errors import ConfigError
 from vggfeat.runtime import durable
@@ -337,7 +338,7 @@ class Backwards:
 
 
 def test_another_engine_is_one_class_and_one_line_of_the_table(inputs, finished, net, tmp_path, monkeypatch):
-    monkeypatch.setitem(ENGINES, "backwards", EngineEntry("the last shard first", lambda options: Backwards()))
+    monkeypatch.setitem(ENGINES, "backwards", EngineEntry("the last shard first", Backwards))
     assert plan(inputs, tmp_path / "run") == 0
     task = ShardTask(run=str(tmp_path / "run"), weights=net, device="cpu", workers=0)
     results = EngineOptions(engine="backwards").chosen_engine().compute(task, range(6))

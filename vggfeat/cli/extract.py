@@ -1,15 +1,12 @@
 """`vggfeat extract`: images in, one feature file out; or the shards of a run, by one of the engines.
 
-Another engine gets its options, and its line in `ENGINES`, here.
+Another engine gets its options here, and its line in `vggfeat.engines.ENGINES`.
 """
 
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 from vggfeat.cli.commands import COUNT, Parsed, command, flag, json_option, names_of, option, refuse_options
 from vggfeat.cli.config import EXTRACT
@@ -28,6 +25,7 @@ from vggfeat.cli.options import (
 )
 from vggfeat.cli.output import TRY_AGAIN, Progress, duration, make_folder, say, say_json, say_note, show
 from vggfeat.cli.signals import is_main
+from vggfeat.engines import ENGINES
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.devices import ready_device
 from vggfeat.runtime.output_paths import anything, check_target
@@ -37,42 +35,10 @@ from vggfeat.wording import counted
 
 if TYPE_CHECKING:
     from vggfeat.datasets.levels import Layout
+    from vggfeat.engines.compute import Computed
     from vggfeat.engines.engine import Engine, ShardTask
     from vggfeat.extract import Summary
-    from vggfeat.store.plan import Plan
-
-
-class EngineEntry(NamedTuple):
-    """One line of the table of engines."""
-
-    words: str
-    """For the help of the command."""
-    make: "Callable[[EngineOptions], Engine]"
-    """Makes the engine; what it needs is imported then."""
-    options: Sequence[str] = ()
-    """Fields of `EngineOptions` that belong to it."""
-    torchrun: bool = False
-    """Whether it may run in processes that torchrun has started, each of which takes its share."""
-
-
-def _local_engine(options: "EngineOptions") -> "Engine":
-    from vggfeat.engines.engine import LocalEngine
-
-    return LocalEngine()
-
-
-def _ray_engine(options: "EngineOptions") -> "Engine":
-    from vggfeat.engines.ray_engine import RayEngine
-
-    least, most = options.nets or (1, None)
-    return RayEngine(address=options.address, least=least, most=most, cores=options.cores)
-
-
-ENGINES = {
-    "local": EngineEntry("this process", _local_engine, torchrun=True),
-    "ray": EngineEntry("actors of a cluster of Ray (the extra ray)", _ray_engine, options=("address", "nets", "cores")),
-}
-"""Name -> engine. The first is the default; `vggfeat extract --engine` offers all."""
+    from vggfeat.forward.rerun import PrecisionCheck
 
 
 def _nets(text: str) -> tuple[int, int | None]:
@@ -109,7 +75,7 @@ class EngineOptions:
             raise ConfigError(
                 f"--engine {self.engine}: expected it or torchrun, found both; give the command to one process"
             )
-        return entry.make(self)
+        return entry.make(**{name: getattr(self, name) for name in entry.options})
 
     def _check_options(self) -> None:
         for one in fields(EngineOptions):
@@ -157,6 +123,7 @@ class PlanRunOptions(EngineOptions):
 
     def extract(self, task: "ShardTask", allow_failed: int, *, as_json: bool, quiet: bool) -> int:
         """Compute the shards that are asked for, and print what became of them; returns the exit code."""
+        from vggfeat.engines.compute import compute_plan
         from vggfeat.engines.engine import Share, torchrun_share
 
         engine, share = self.chosen_engine(), torchrun_share(os.environ)
@@ -164,70 +131,35 @@ class PlanRunOptions(EngineOptions):
             raise ConfigError("--take: expected it or torchrun, found both; leave one out")
         share = share or (Share(*self.take) if self.take else None)
         plan = task.plan()
-        own = range(plan.shards) if share is None else share.of(plan.shards)
-        present = plan.present()
         named = "" if share is None else f" {share}"
-        pending = list(own) if task.retry_failed else [shard for shard in own if shard not in present]
         with Progress(f"extract {plan.name}{named}", "images", quiet=quiet) as bar:
-            found = _Found(plan, named, own, [shard for shard in own if shard in present], bar)
-            if pending:  # else no net is loaded
-                plan.storage.check_writable()
-                with closing(engine.compute(task, pending, found.show)) as results:
-                    for result in results:
-                        found.add(result)
-        found.tell(as_json)
+            found = compute_plan(plan, task, engine, share, bar.update_failed)
+        _tell(plan.where, str(share or ""), found, as_json)
         return 3 if found.failed.total() > allow_failed else 0
 
 
-class _Found:
-    """What became of the shards of a process."""
-
-    def __init__(self, plan: "Plan", share: str, own: range, before: list[int], bar: Progress) -> None:
-        self.plan, self.share, self.own, self.before, self.bar = plan, share, own, before, bar
-        self.rows = sum(len(plan.rows_of(shard)) for shard in own)
-        self.done = sum(len(plan.rows_of(shard)) for shard in before)
-        self.failed: Counter[str] = Counter()
-        self.shards = self.again = 0
-        self.precision: Any = None
-        self.show()
-
-    def add(self, result: Any) -> None:
-        """Count a shard."""
-        self.shards += 1
-        self.again += result.shard in self.before
-        self.done += result.rows if result.shard not in self.before else 0
-        self.failed.update(result.reasons)
-        self.precision = result.precision or self.precision
-        self.show()
-
-    def show(self, more: float = 0) -> None:
-        """Show how far it is, with so many images of the shard at work done."""
-        self.bar.update_failed(min(self.done + more, self.rows), self.rows, self.failed.total())
-
-    def tell(self, as_json: bool) -> None:
-        """Print it; what was found finished and computed again counts as computed alone."""
-        before = len(self.before) - self.again
-        if as_json:
-            say_json({
-                "run": self.plan.where, "share": self.share.strip() or None, "shards": len(self.own),
-                "computed": self.shards, "before": before, "images": self.rows,
-                "failed": self.failed.total(), "failed_by_reason": dict(self.failed.most_common()),
-            })  # fmt: skip
-            return
-        again = "" if not self.again else " again" if self.again == self.shards else f" ({self.again} of them again)"
-        lines = [f"{self.shards} of {len(self.own)} shards computed{again}"]
-        if before:
-            lines.append(f"{before} done before")
-        if self.failed:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.failed.most_common())
-            lines.append(f"{counted(self.failed.total(), 'image{s} failed')} ({reasons})")
-        share = f" share{self.share}," if self.share else ""
-        say(f"{self.plan.where}:{share} {', '.join(lines)}")
-        if self.precision is not None:
-            say_note(_agreement(self.precision))
+def _tell(where: str, share: str, found: "Computed", as_json: bool) -> None:
+    """Print what became of the shards; what was found finished and computed again counts as computed alone."""
+    if as_json:
+        say_json({
+            "run": where, "share": share or None, "shards": len(found.own),
+            "computed": found.shards, "before": found.left_alone, "images": found.rows,
+            "failed": found.failed.total(), "failed_by_reason": dict(found.failed.most_common()),
+        })  # fmt: skip
+        return
+    again = "" if not found.again else " again" if found.again == found.shards else f" ({found.again} of them again)"
+    lines = [f"{found.shards} of {len(found.own)} shards computed{again}"]
+    if found.left_alone:
+        lines.append(f"{found.left_alone} done before")
+    if found.failed:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in found.failed.most_common())
+        lines.append(f"{counted(found.failed.total(), 'image{s} failed')} ({reasons})")
+    say(f"{where}:{f' share {share},' if share else ''} {', '.join(lines)}")
+    if found.precision is not None:
+        say_note(_agreement(found.precision))
 
 
-def _agreement(precision: Any) -> str:
+def _agreement(precision: "PrecisionCheck") -> str:
     from vggfeat.forward.rerun import LEAST_COSINE
 
     if precision.least is None:
