@@ -349,12 +349,11 @@ def shard_blocks(
     with Decoder(workers, decode, ahead=images_ahead(ahead, most)) as decoder:
         images = decoder.stream(fetched(itertools.chain.from_iterable(requests for _, requests in decoded)))
         for shard, requests in shards:
-            own = itertools.islice(images, len(requests))
-            queue.append((shard, requests, runner.launch(own, None if ahead else progress)))
+            launched = runner.launch(itertools.islice(images, len(requests)), None if ahead else progress)
+            queue.append((shard, requests, launched))
             if len(queue) > ahead:
                 yield oldest()
-        while queue:
-            yield oldest()
+        yield from (oldest() for _ in range(len(queue)))
 
 
 def shards_ahead(device: torch.device) -> int:
