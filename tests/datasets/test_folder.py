@@ -70,7 +70,7 @@ class TestLayouts:
             folder.read(tmp_path)
         with pytest.raises(DatasetError, match="No such file"):
             folder.read(tmp_path / "nowhere")
-        with pytest.raises(DatasetError, match="Not a directory"):
+        with pytest.raises(DatasetError, match="found: a file;"):
             folder.read(tmp_path / "cat/notes.txt")
 
 
@@ -223,3 +223,12 @@ def test_every_file_name_that_is_read_goes_through_that_check():
     readers = Path(folder.__file__).parent.glob("*.py")
     calls = {path.name: len(re.findall(r"os\.(listdir|scandir|walk)\(", path.read_text())) for path in readers}
     assert {name: count for name, count in calls.items() if count} == {"catalogue.py": 1, "files.py": 1}
+
+
+def test_a_file_in_the_place_of_the_folder_is_called_so(tmp_path):
+    (tmp_path / "photos.zip").write_bytes(b"PK\3\4")
+    found = "found: a file; an archive is to be unpacked, and a list of images is the data set `manifest`$"
+    with pytest.raises(DatasetError, match=rf"photos\.zip: expected a folder that can be read, {found}"):
+        folder.read(tmp_path / "photos.zip")
+    with pytest.raises(DatasetError, match=r"gone: expected a folder that can be read, found: No such file"):
+        folder.read(tmp_path / "gone")

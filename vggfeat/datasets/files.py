@@ -26,6 +26,13 @@ IMAGE_SUFFIXES = (
 """Files with one of these endings, in any case, count as images."""
 MOST_XML_BYTES = 10**6
 MOST_XML_DEPTH = 16
+_FILE = "a file; an archive is to be unpacked, and a list of images is the data set `manifest`"
+
+
+def no_folder(path: Path, error: OSError) -> DatasetError:
+    """Return the error that says why a folder can't be read."""
+    found = _FILE if isinstance(error, NotADirectoryError) else error.strerror or error
+    return DatasetError(f"{path}: expected a folder that can be read, found: {found}")
 
 
 def list_folder(path: Path) -> list[str]:
@@ -42,7 +49,7 @@ def list_entries(path: Path) -> list[os.DirEntry[str]]:
         with os.scandir(path) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise DatasetError(f"{path}: expected a folder that can be read: {error.strerror}") from error
+        raise no_folder(path, error) from error
     check_locale(path, (entry.name for entry in found))
     return found
 
@@ -111,7 +118,7 @@ def walk_folders(
         try:
             status = os.stat(root / folder)
         except OSError as error:
-            raise DatasetError(f"{root / folder}: expected a folder that can be read: {error.strerror}") from error
+            raise no_folder(root / folder, error) from error
         if (status.st_dev, status.st_ino) in seen:
             repeated(folder)
             continue

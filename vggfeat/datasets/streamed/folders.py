@@ -24,6 +24,7 @@ from vggfeat.datasets.files import (
     is_image,
     is_utf8,
     listed,
+    no_folder,
     path_in,
     walk_folders,
 )
@@ -244,4 +245,4 @@ def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DatasetError(f"{folder}: expected a folder that can be read: {error.strerror}") from error
+        raise no_folder(folder, error) from error
