@@ -599,3 +599,21 @@ def test_a_class_of_which_no_image_can_be_read_is_named_at_the_end_of_an_epoch(i
     outcome = train(recipe, replace(images, train=few), tmp_path / "run", run=run, say=said.append)
     assert list(outcome.notes) == said == ["no image that can be read is left of odd (training)"]
     assert said[0] in [line.get("text") for line in read_log(tmp_path / "run" / "log.jsonl")]
+
+
+def test_a_class_whose_images_are_mended_is_not_called_lost_when_the_run_goes_on(images, tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    for path in images.train.paths:
+        (root / path).write_bytes((images.train.root / path).read_bytes())
+    some = np.array([0, 2, 3])
+    few = replace(
+        images.train, root=root, paths=tuple(images.train.paths[n] for n in some), targets=images.train.targets[some]
+    )
+    data, run = replace(images, train=few), TrainingSettings(workers=0)
+    lost = train(small_recipe(max_steps=1, batch=3), data, tmp_path / "run", run=run).notes
+    assert lost == ("no image that can be read is left of odd (training)",)
+    (root / "3.jpg").write_bytes((root / "2.jpg").read_bytes())
+    outcome = train(small_recipe(max_steps=2, batch=3), data, tmp_path / "run", run=run, resume=True)
+    assert outcome.notes == ()
+    assert [path for path, _ in outcome.unreadable] == ["3.jpg"], "the first step did without it"

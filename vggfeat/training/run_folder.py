@@ -96,7 +96,10 @@ class RunFolder:
             file.write(content)
 
     def add_unreadable(self, found: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-        """Add (path, reason) of images to those that unreadable.jsonl has, and return all."""
+        """Add (path, reason) of images to those that unreadable.jsonl has, and return all.
+
+        An image that was mended since stays there: the steps before did without it.
+        """
         path = self.path / "unreadable.jsonl"
         known = dict(_read_pairs(path))
         both = {**known, **dict(found)}

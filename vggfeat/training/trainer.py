@@ -320,7 +320,8 @@ class Trainer:
         if self.world.is_main:
             about = {"run": self.identity, "state": asdict(self.state)}
             self.folder.checkpoints.save(self.state.step, tensors, about)
-            self._note_lost({path for path, _ in self.folder.add_unreadable(unreadable)})
+            self.folder.add_unreadable(unreadable)
+            self._note_lost({path for path, _ in unreadable})  # What earlier calls could not read may be mended.
         self.saved = self.state
         self.since += self.clock() - start
 
