@@ -136,7 +136,9 @@ class TestManifest:
         assert f"{path}, line {line}:" in str(caught.value)
 
     def test_doubled_ids_are_named_by_both_lines(self, tmp_path):
-        with pytest.raises(DatasetError, match=r"line 4: expected every id once, found 'a\.jpg' also in line 2"):
+        with pytest.raises(
+            DatasetError, match=r"line 4: expected every id once, found 'a\.jpg' also in line 2; take one"
+        ):
             read_manifest(write(tmp_path, "path\na.jpg\nb.jpg\n./a.jpg\n"))
 
     @pytest.mark.parametrize("text", ["", "path\n", "path,labels\n\n\n"])

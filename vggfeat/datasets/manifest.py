@@ -243,7 +243,7 @@ def _check_ids(cells: Cells, ids: Sequence[str]) -> None:
         if first.setdefault(name, row) != row:
             raise DatasetError(
                 f"{cells.where(row)}: expected every id once, found {name!r} also in line {cells.lines[first[name]]}; "
-                "give several boxes on one image an id each"
+                "take one of the two out, or give several boxes on one image an id each"
             )
 
 
