@@ -383,7 +383,7 @@ def test_two_hundred_kills_at_random_moments_lose_nothing(root, tmp_path):
 
 @pytest.fixture
 def ahead(monkeypatch):
-    monkeypatch.setattr("vggfeat.extract.shards_ahead", lambda device: 1)
+    monkeypatch.setattr("vggfeat.forward.shards.shards_ahead", lambda device: 1)
 
 
 def test_launching_ahead_changes_no_byte(root, tmp_path, ahead, monkeypatch):

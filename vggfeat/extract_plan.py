@@ -13,11 +13,12 @@ import numpy as np
 
 from vggfeat.descriptors import mean_of_scales
 from vggfeat.errors import ConfigError, StoreError
-from vggfeat.extract import MIRROR, shard_blocks
+from vggfeat.extract import MIRROR
 from vggfeat.formats.hdf5 import canonical_json
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.rerun import LEAST_COSINE, PrecisionCheck, check_precision, cosines, some_of
 from vggfeat.forward.settings import describe_decoding, describe_machine, describe_made, describe_net
+from vggfeat.forward.shards import shard_blocks
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.pool import Decoder
 from vggfeat.listing import Listing
@@ -34,7 +35,7 @@ from vggfeat.weights import Backbone
 MACHINE = "machine.json"
 """In a run: what computed its first shard, which the others must be like."""
 Fetch = Callable[[Iterator[Request]], Iterator[Any]]
-"""Gets the bytes of images that are not on this machine, in order; see `vggfeat.extract.shard_blocks`."""
+"""Gets the bytes of images that are not on this machine, in order; see `vggfeat.forward.shards.shard_blocks`."""
 
 
 class ShardResult(NamedTuple):

@@ -37,9 +37,10 @@ from vggfeat.benchmarks.stages import (
     plain_precision,
 )
 from vggfeat.errors import ConfigError
-from vggfeat.extract import RunSettings, images_ahead, shards_ahead
+from vggfeat.extract import RunSettings
 from vggfeat.forward.features import ExtractionSettings, feature_runner
 from vggfeat.forward.runner import BatchRunner
+from vggfeat.forward.shards import images_ahead, shards_ahead
 from vggfeat.images.decode import DecodeSettings
 from vggfeat.images.pool import Decoder
 from vggfeat.runtime.devices import library_version

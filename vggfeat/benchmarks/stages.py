@@ -27,9 +27,10 @@ from torchvision.transforms import functional as TF
 from vggfeat.benchmarks.measure import listed
 from vggfeat.benchmarks.roofline import layer_costs
 from vggfeat.errors import ConfigError, ImageError, out_of_memory
-from vggfeat.extract import Job, RunSettings, run_job, to_block
+from vggfeat.extract import Job, RunSettings, run_job
 from vggfeat.forward.rerun import cosines
 from vggfeat.forward.runner import BatchRunner, Row, upload
+from vggfeat.forward.shards import to_block
 from vggfeat.images.decode import DecodedImage, DecodeSettings, row_requests
 from vggfeat.images.pool import Decoder
 from vggfeat.nets.backbone import Net

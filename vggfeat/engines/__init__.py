@@ -38,8 +38,6 @@ def _ray_engine(address: str | None, nets: tuple[int, int | None] | None, cores:
 
 ENGINES = {
     "local": EngineEntry("this process", _local_engine, torchrun=True),
-    "ray": EngineEntry(
-        "actors of a cluster of Ray (the extra ray)", _ray_engine, options=("address", "nets", "cores")
-    ),
+    "ray": EngineEntry("actors of a cluster of Ray (the extra ray)", _ray_engine, options=("address", "nets", "cores")),
 }
 """Name -> engine. The first is the default; `vggfeat extract --engine` offers all."""
