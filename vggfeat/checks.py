@@ -35,7 +35,7 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
 
 
 def as_tuple(values: Any) -> tuple[Any, ...]:
-    """Return a list of settings as a tuple; a single one, such as a text, whose letters are none, is a list of one."""
+    """Return a list of settings as a tuple; a single value, such as a text, becomes a list of one."""
     if getattr(values, "ndim", None) == 0:  # an array of one number, which can't be iterated
         values = values.item()
     return (values,) if isinstance(values, str | bytes) or not isinstance(values, Iterable) else tuple(values)

@@ -42,7 +42,7 @@ CHUNK_BYTES = 1 << 26
 
 
 def path_list(paths: Paths) -> list[str | os.PathLike[str]]:
-    """Return a list of paths, also of a single one, whose letters are none."""
+    """Return a list of paths; a single path becomes a list of one."""
     return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
 
 
@@ -69,7 +69,7 @@ class DescriptorStream(DescriptorSet):
     """What a `vggfeat.table.DescriptorTable` holds, without the table: blocks of rows, read when they are asked for."""
 
     descriptors: Blocks
-    """Of (N, D) float32; finite, zeros in rows that failed. To be read while the files are open."""
+    """Blocks of (N, D) float32; finite, zeros in rows that failed. To be read while the files are open."""
 
     __repr__ = short_repr
 

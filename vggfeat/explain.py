@@ -60,7 +60,7 @@ class Evidence:
     scores: NDArray[np.float64]
     """(K,) as `vggfeat svm --apply` gives them for the features in float32."""
     number: int
-    """Of the explained class."""
+    """Number of the explained class."""
     bias: float
     """Its intercept."""
     scales: tuple[ScaleEvidence, ...]

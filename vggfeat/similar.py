@@ -46,7 +46,7 @@ class DescriptorSettings:
     """How features become descriptors; the same for the query and for all rows."""
 
     join: Join = "mean"
-    """Over scales."""
+    """How scales are joined."""
     normalisation: Normalisation = "blocks"
     """As `vggfeat.descriptors`; a cosine divides by the length of the whole in any case."""
     regions: tuple[str, ...] | None = None
@@ -72,11 +72,11 @@ class Neighbour(NamedTuple):
     row: int
     id: str
     path: str
-    """Of the image, relative to the root of the data set."""
+    """Path of the image, relative to the root of the data set."""
     box: Box | None
-    """Where the sample has one."""
+    """Box of the sample, where it has one."""
     cosine: float
-    """From -1 to 1; features after a ReLU are not negative, so from 0 to 1."""
+    """Cosine, from -1 to 1; features after a ReLU are not negative, so from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class Summary:
     enlarged: int
     """Images that themselves, or whose boxes, had to grow more than eightfold to reach the largest scale."""
     failures_file: Path | None = None
-    """Where they are listed, a JSON object a line; None if none failed."""
+    """File that lists the failures, a JSON object a line; None if none failed."""
     notes: tuple[str, ...] = ()
     """What a user should know, a sentence each."""
 

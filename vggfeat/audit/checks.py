@@ -41,17 +41,17 @@ class AuditSettings:
     neighbours: int = 5
     """Nearest images whose mean distance tells an outlier."""
     folds: int = 5
-    """Of the cross-validation that doubts labels."""
+    """Folds of the cross-validation that finds doubtful labels."""
     grid: tuple[float, ...] = GRID
     """Values of C for it."""
     labels: bool = True
     """Whether labels are doubted: the only step that trains."""
     seed: int = 0
-    """Of the folds."""
+    """Seed of the folds."""
     most: int = 10000
     """Pairs of near duplicates, and doubted labels, that are kept; all are counted."""
     svm: SvmSettings = field(default_factory=SvmSettings)
-    """Of the solver."""
+    """Settings of the solver."""
 
     def __post_init__(self) -> None:
         convert_fields(self)

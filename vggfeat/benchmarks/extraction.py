@@ -154,7 +154,7 @@ class Plan:
     repeat: int = 1
     """How many times writing, and the run from files to file, go through them."""
     seed: int = 0
-    """Of the images."""
+    """Seed of the images."""
     rounds: int = 3
     """Times that everything is measured, in turns."""
     seconds: float = 2.0

@@ -101,9 +101,9 @@ class Extent:
     """Images in a training step."""
     tests: tuple[str, ...] = TESTS
     matrix_side: int | None = None
-    """Of the ceiling's matrices; None: so many that the device is at its best."""
+    """Side of the matrices that measure the ceiling; None: so many that the device is at its best."""
     copy_bytes: int | None = None
-    """Of its array; None: many times what the caches hold."""
+    """Bytes of the array that is copied; None: many times what the caches hold."""
 
 
 TINY = Extent(

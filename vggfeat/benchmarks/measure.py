@@ -55,10 +55,10 @@ class Report:
     """What a benchmark has found."""
 
     name: str
-    """Of the command: extract, roofline, svm or train."""
+    """Name of the command: extract, roofline, svm or train."""
     settings: Mapping[str, Any]
     machine: Mapping[str, Any] | None
-    """Of `machine`; None if nothing was measured."""
+    """What `machine` returns; None if nothing was measured."""
     columns: Mapping[str, Column]
     """Key in the rows -> how it is printed; a column that no row has is left out."""
     rows: Sequence[Mapping[str, Any]]

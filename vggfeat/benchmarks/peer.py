@@ -37,11 +37,11 @@ class TaskSplit(NamedTuple):
     """Rows for a choice of C and a fit."""
 
     fit: NDArray[np.int64]
-    """To train on when C is chosen."""
+    """Rows to train on when C is chosen."""
     held_out: NDArray[np.int64]
-    """To measure on then."""
+    """Rows to measure on then."""
     refit: NDArray[np.int64]
-    """To train on with the chosen C."""
+    """Rows to train on with the chosen C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Size:
     training: int = 0
     """Single-label: images of a class in a split's training part, of which a fifth is held out. 0: multi-label."""
     strength: float = 0.5
-    """Of the classes, against what else images differ by."""
+    """Strength of the classes' signal, against what else images differ by."""
     sample: int | None = None
     """How many problems of each stage the peer solves by default; None = all."""
 

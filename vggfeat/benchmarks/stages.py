@@ -166,7 +166,7 @@ class Stages:
         self.images: list[DecodedImage] = []
         self.decode()
         self.batches: dict[str, list[NetBatch]] = {}
-        """By batching."""
+        """Batches of the net, by the way of batching."""
         self.expected = self.features(reference)  # (N, S, C)
 
     def shared(self) -> Subjects:

@@ -66,15 +66,15 @@ class Measured(NamedTuple):
     """The peer on problems of the same rows."""
 
     seconds: float
-    """For all problems, extrapolated if need be."""
+    """Seconds for all problems, extrapolated if need be."""
     problems: int
     """All of them."""
     found: Solutions
-    """Of all, or of a sample."""
+    """Solutions of all problems, or of a sample."""
     gap: NDArray[np.float64] | None
     """Relative duality gap of each solution; None of another problem than vggfeat's."""
     excess: NDArray[np.float64] | None
-    """Of its objective over that of vggfeat's solution of the same problem, relative."""
+    """Excess of its objective over that of vggfeat's solution of the same problem, relative."""
 
     def solved(self) -> int:
         """Count the solutions that are what the solver promises."""

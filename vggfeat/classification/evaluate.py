@@ -235,7 +235,7 @@ class ClassErrors:
     failed: int
     """Images that could not be read; they count as wrong."""
     top1_error: float
-    """From 0 to 1; NaN where there is no image of the class."""
+    """Error from 0 to 1; NaN where there is no image of the class."""
     top5_error: float
     """The same with five guesses."""
 

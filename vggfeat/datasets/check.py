@@ -35,16 +35,16 @@ class DatasetReport:
     name: str
     """Name of the data set."""
     root: str
-    """Where the copy was expected."""
+    """Folder where the copy was expected."""
     problem: str | None
     """Why it can't be read, or None."""
     counts: tuple[Count, ...]
     """Found and expected, by split and class."""
     missing: tuple[MissingImage, ...]
     notes: tuple[str, ...]
-    """From the reader."""
+    """Notes of the reader."""
     archives: tuple[Archive, ...]
-    """Where the official files are published."""
+    """Archives in which the official files are published."""
 
     @property
     def complete(self) -> bool:

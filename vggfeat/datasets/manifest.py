@@ -48,11 +48,12 @@ class ListSettings:
     one_hot: tuple[str, ...] = ()
     """Headings of columns that are a class each and hold 0 or 1, True or False; instead of a column of labels."""
     label_separator: LabelSeparator | None = None
-    """Between several labels in a cell. None: ";" in a column called labels; elsewhere a cell with ";" is refused."""
+    """What stands between several labels in a cell. None: ";" in a column called labels; elsewhere a cell with ";" is
+    refused."""
     encoding: str | None = None
-    """Of a CSV file without a mark, UTF-8 by default."""
+    """Encoding of a CSV file without a byte order mark, UTF-8 by default."""
     sheet: str | None = None
-    """Of a workbook with several."""
+    """Name of the sheet in a workbook with several."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "one_hot", tuple(heading.strip() for heading in self.one_hot))

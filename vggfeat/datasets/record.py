@@ -20,7 +20,7 @@ class Archive(NamedTuple):
     algorithm: str
     checksum: str
     page: str
-    """Where it is published."""
+    """Address of the page where it is published."""
     splits: tuple[str, ...] = ()
     """Official splits that it holds; empty if the splits are drawn."""
 

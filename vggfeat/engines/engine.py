@@ -89,7 +89,7 @@ class Share:
     """Every so-many-th shard, from one on: what one of many processes takes that know nothing of each other."""
 
     number: int
-    """From 1."""
+    """Number of the part, from 1."""
     count: int
 
     def __post_init__(self) -> None:

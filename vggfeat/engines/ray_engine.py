@@ -59,7 +59,7 @@ class RayEngine:
     most: int | None = None
     """Nets at a time; None for as many as the cluster has room for."""
     cores: int | None = None
-    """Of a net: threads on a CPU, decoding processes beside a GPU. None for its share of the smallest node."""
+    """CPU cores of a net: threads on a CPU, decoding processes beside a GPU. None: its share of the smallest node."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= (self.least if self.most is None else self.most) or (self.cores or 1) < 1:

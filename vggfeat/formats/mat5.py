@@ -50,9 +50,9 @@ class Numbers:
     kind: str
     """MATLAB's class: double, single, int8, ..."""
     shape: tuple[int, ...]
-    """As in MATLAB: at least two axes, and none of length 1 behind them."""
+    """Shape as in MATLAB: at least two axes, and none of length 1 behind them."""
     dtype: str
-    """Of the bytes. MATLAB stores whole numbers in as few bytes as they need."""
+    """Type of the bytes. MATLAB stores whole numbers in as few bytes as they need."""
     content: bytearray
 
     def array(self) -> NDArray[Any]:

@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
     """What an array should be."""
 
     kinds: str
-    """Of NumPy's one-letter kinds of types, for instance "f"."""
+    """Allowed one-letter kinds of NumPy's types, for instance "f"."""
     shape: tuple[int | None, ...]
     """None for a length that is not known."""
 

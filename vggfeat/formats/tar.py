@@ -32,7 +32,7 @@ class Member(NamedTuple):
     """A file in a tar."""
 
     name: str
-    """With forward slashes, without "./" before it."""
+    """Name with forward slashes, without "./" before it."""
     start: int
     """Its first byte in the tar."""
     size: int

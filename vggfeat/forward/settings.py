@@ -28,7 +28,7 @@ class ForwardSettings:
     scales: tuple[int, ...] = (256, 384, 512)
     """Q, the smallest image side in pixels."""
     precision: Precision = "fp32"
-    """Of the convolutions; averages are always taken in float32."""
+    """Precision of the convolutions; averages are always taken in float32."""
     interpolation: Interpolation = "bilinear"
     """How images are rescaled, always with anti-aliasing."""
     batch_pixels: int = 1 << 20

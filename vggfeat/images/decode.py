@@ -122,7 +122,7 @@ class DecodedImage(NamedTuple):
     sha256: bytes
     """32 bytes, of the file as it is on the disk."""
     orientation: int = 1
-    """By which EXIF orientation, 1 to 8, the image was turned; see `vggfeat.images.upright`."""
+    """EXIF orientation, 1 to 8, by which the image was turned; see `vggfeat.images.upright`."""
 
 
 class Request(NamedTuple):
@@ -192,15 +192,15 @@ class Loaded(NamedTuple):
     """An image file in memory, and what Pillow made of it."""
 
     data: bytes
-    """As it is on the disk."""
+    """The file's bytes, as they are on the disk."""
     upright: Image.Image
-    """Of mode RGB."""
+    """The upright image, of mode RGB."""
     size: tuple[int, int]
     """Height and width before any reduction."""
     ready: bool
     """Whether it is a JPEG of RGB or grey that is upright, so that others will read the same from `data`."""
     orientation: int
-    """By which it was turned."""
+    """EXIF orientation by which it was turned."""
 
 
 @contextmanager

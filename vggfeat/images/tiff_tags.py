@@ -55,7 +55,7 @@ class Layout:
     samples: int
     """Numbers a pixel, extra ones included."""
     bits: int
-    """Of a number; the same for all."""
+    """Bits of a sample; the same for all."""
     kind: str
     """unsigned, signed or float."""
     photometric: int
@@ -69,11 +69,11 @@ class Layout:
     orientation: int
     tiled: bool
     cell_height: int
-    """Of a strip or tile."""
+    """Height of a strip or tile."""
     cell_width: int
-    """Of a tile; else `width`."""
+    """Width of a tile; else `width`."""
     offsets: NDArray[np.int64]
-    """Of the strips or tiles, plane after plane."""
+    """Offsets of the strips or tiles, plane after plane."""
     counts: NDArray[np.int64]
     """Their bytes; empty if the file does not say."""
     colour_map: NDArray[np.int64]

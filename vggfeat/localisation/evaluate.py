@@ -263,9 +263,9 @@ class LocalisationErrors(NamedTuple):
     """What the guesses of N images are worth."""
 
     guessed: Localised
-    """Of the guesses, best first; of protocol gt there are none."""
+    """Results of the guesses, best first; of protocol gt there are none."""
     true_class: Localised
-    """Of the box of the true class alone, its label given."""
+    """Result of the box of the true class alone, its label given."""
     labels: NDArray[np.int64]
     """(N, G) guessed classes, -1 for none."""
     boxes: NDArray[np.int64]

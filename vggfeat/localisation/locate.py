@@ -47,9 +47,9 @@ class Guess(NamedTuple):
     label: int
     """Number of the class."""
     posterior: float
-    """Of the complete image, from 0 to 1; NaN without a classification net."""
+    """Posterior of the whole image, from 0 to 1; NaN without a classification net."""
     box: Box
-    """In pixels of the upright image."""
+    """Box in pixels of the upright image."""
     windows: int
     """How many windows fed the box."""
 
@@ -61,9 +61,9 @@ class LocalisedImage:
     size: Size
     """Height and width of the upright image; (0, 0) if it could not be read."""
     sha256: bytes = bytes(32)
-    """Of the image file; zeros if it could not be read."""
+    """SHA-256 of the image file; zeros if it could not be read."""
     orientation: int = 1
-    """By which EXIF orientation it was turned."""
+    """EXIF orientation by which it was turned."""
     reason: str = ""
     """Empty, or "reason: message" of the failure; then T is 0."""
     classes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))

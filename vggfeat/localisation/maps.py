@@ -48,7 +48,7 @@ class LocaliseSettings:
     """Classes guessed for an image; the official rules allow five."""
     merging: MergeSettings = field(default_factory=MergeSettings)
     precision: Precision = "fp32"
-    """Of the convolutions; all that follows is done in float32 or more."""
+    """Precision of the convolutions; all that follows is done in float32 or more."""
     interpolation: Interpolation = "bilinear"
     """How images are rescaled, always with anti-aliasing."""
     batch_pixels: int = 1 << 20
@@ -126,7 +126,7 @@ def dense_maps(runner: BatchRunner, images: Sequence[NDArray[np.uint8]]) -> Iter
 class _CropHead:
     channels: int
     side: int
-    """Of the crop, in pixels."""
+    """Side of the crop, in pixels."""
     name: str
     """As in `_MapHead`."""
     copies = 2

@@ -36,7 +36,7 @@ class BootstrapSettings:
     """Enough for the ends of a 95 % interval to a tenth of its width."""
     seed: int = 0
     level: float = 0.95
-    """Of the interval between two percentiles of the differences."""
+    """Level of the interval, which lies between two percentiles of the differences."""
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -77,7 +77,7 @@ class Interval:
     """Where a result lies, from 0 to 1."""
 
     mean: float
-    """Of the measure as the headline has it: over classes, then over tests."""
+    """Mean of the measure as in the headline: over classes, then over tests."""
     low: float
     """NaN, as `high`, where no resample has a value."""
     high: float
@@ -91,7 +91,7 @@ class Difference:
     """The second result minus the first, each value from -1 to 1."""
 
     mean: float
-    """Of the measure as the headline has it: over classes, then over tests."""
+    """Mean of the measure as in the headline: over classes, then over tests."""
     interval: tuple[float, float]
     classes: NDArray[np.float64]
     """(K,) NaN where one of the two has no value."""

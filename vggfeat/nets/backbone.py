@@ -111,11 +111,11 @@ class Backbone:
     """A net and the preprocessing that its weights ask for."""
 
     model: Net
-    """In evaluation mode, on the CPU, float32; no parameter asks for a gradient."""
+    """The net, in evaluation mode, on the CPU, float32; no parameter asks for a gradient."""
     source: str
     """What was asked for: a file name without its folder, small, or random:NET:SEED:WIDTH."""
     sha256: str
-    """Of the file's bytes; of the tensors for random weights. 64 hex digits."""
+    """SHA-256 of the file's bytes; of the tensors for random weights. 64 hex digits."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """RGB, 0 to 255, subtracted from every pixel (Sect. 2.1)."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)

@@ -161,7 +161,7 @@ class VGG(Net):
         for number, kernels in enumerate(self.nets[self.config].blocks, start=1):
             block = [f"{number}_{index}" for index in range(1, len(kernels) + 1)]
             normalised = self.nets[self.config].lrn and number == 1
-            # The maximum of what a ReLU leaves is what the ReLU leaves of the maximum, of a quarter of the positions.
+            # ReLU and max pooling commute: pooling first leaves the ReLU a quarter of the positions.
             pooled_first = not normalised and not {f"relu{block[-1]}", f"conv{number}"} & set(wanted)
             for name, kernel in zip(block, kernels, strict=True):
                 if kernel > 1 and x is not images:  # Images have zeros there as they come.

@@ -58,7 +58,7 @@ class Predictions:
     about: Mapping[str, Any]
     """What the model's file says of it: classes, plan, features, and more."""
     task: Task
-    """Of the model; whether an image has one class or any number."""
+    """Task of the model; whether an image has one class or any number."""
     classes: tuple[str, ...]
     """K names."""
     dataset: DataSet

@@ -55,7 +55,7 @@ class Experiment:
     notes: list[str] = field(default_factory=list)
     """Sentences for the reader of the numbers; grows."""
     named: dict[str, str] = field(default_factory=dict)
-    """Sentence -> the names in it, without which nothing else may stand for it; grows."""
+    """Sentence -> the names in it, which tell it from other sentences that differ in numbers only; grows."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage (choice, fit, test) -> time in seconds; grows."""
 

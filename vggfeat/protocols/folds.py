@@ -194,9 +194,9 @@ class SplitPlan:
     """Which rows a run chooses C on, fits on, and is tested on."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
     parts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
-    """To choose C: at least one pair of rows to fit and rows to measure on, without a row in common."""
+    """Parts by which C is chosen: at least one pair of rows to fit and rows to measure on, without a row in common."""
     fit_rows: NDArray[np.int64]
     test_rows: NDArray[np.int64]
     chosen: str

@@ -47,7 +47,7 @@ class ProbeValue(NamedTuple):
     shots: int | None
     """Training images of each class; None for all."""
     mean: float
-    """Of the headline's measure, 0 to 1, over the runs of the protocol and all draws."""
+    """Mean of the headline's measure, 0 to 1, over the runs of the protocol and all draws."""
     deviation: float | None
     """Standard deviation over them (n - 1); None where there is one."""
     values: tuple[float, ...]

@@ -67,7 +67,7 @@ class Run:
     """chosen, fitted, tested -> on which rows, in words."""
     choice: Choice
     model: LinearModel
-    """Of the last fit."""
+    """Model of the last fit."""
     train_positives: NDArray[np.int64]
     """(K,) in the last fit."""
     train_negatives: NDArray[np.int64]
@@ -120,7 +120,7 @@ class FinalModel:
     rows: NDArray[np.int64]
     """(n,) rows that it was trained on, those without a descriptor included."""
     choice: Choice
-    """Of one run its choice; of several the C that is best on average over theirs."""
+    """The choice of the run; of several runs the C that is best on average over theirs."""
     model: LinearModel
     plan: Mapping[str, str]
     """chosen, fitted, estimated -> on which rows, in words."""
@@ -171,11 +171,11 @@ class Result:
     classes: tuple[str, ...]
     """K names."""
     runs: tuple[Run, ...]
-    """From one (VOC) to the number of splits or folds."""
+    """Runs, from one (VOC) to the number of splits or folds."""
     submission: Submission | None = None
     final: FinalModel | None = None
     interval: Interval | None = None
-    """Of the headline, over resamples of the tested images or groups; `run_protocol` always gives one."""
+    """Interval of the headline, over resamples of the tested images or groups; `run_protocol` always gives one."""
     learning_curve: "LearningCurve | None" = None
     notes: tuple[str, ...] = ()
     """What a reader of the numbers must know, a sentence each."""

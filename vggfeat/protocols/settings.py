@@ -199,13 +199,13 @@ class ProtocolSettings:
     """Average precision of the headline and of the choice of C; auto: the official rule of the data set under its own
     protocol, else 11-point for voc and area for the others."""
     seed: int = 0
-    """Of folds and held-out images."""
+    """Seed of folds and held-out images."""
     fit_all: bool = False
     """Whether a last model is trained on all labelled samples, with the C that the protocol has chosen."""
     learning_curve: bool = False
     """Whether the headline's measure is computed for shares of the training images as well."""
     svm: SvmSettings = field(default_factory=SvmSettings)
-    """Of the solver, worker processes included."""
+    """Settings of the solver, worker processes included."""
 
     def __post_init__(self) -> None:
         convert_fields(self)

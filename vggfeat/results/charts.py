@@ -54,7 +54,7 @@ class Curve:
     """One curve."""
 
     name: str
-    """In the legend; empty for none."""
+    """Name in the legend; empty for none."""
     x: ArrayLike
     """(n,)"""
     y: ArrayLike
@@ -75,7 +75,7 @@ class Drawn:
     hint: str
     style: str
     path: str
-    """Of SVG; empty where there are points alone."""
+    """Path of SVG; empty where there are points alone."""
     points: tuple[tuple[str, str], ...]
     """x, y of each mark, and of each value without a neighbour, of which a path would show nothing."""
 

@@ -36,7 +36,7 @@ class Pace(NamedTuple):
 
     file: str
     images: int
-    """Of this run; those of earlier runs don't count."""
+    """Images of this run; those of earlier runs don't count."""
     seconds: float
     resumed: int = 0
     """Images that earlier runs had finished."""

@@ -316,12 +316,12 @@ class ExplainedMistake(NamedTuple):
     """A mistake, and what speaks for and against the class."""
 
     name: str
-    """Of the class whose score is drawn."""
+    """Name of the class whose score is drawn."""
     example: "Example"
     drawing: str
     """Its address ("data:image/jpeg;base64,..."), or the reason why there is none."""
     score: float | None
-    """By the model that explains it; in a cross-validation another than the one that was tested on the image."""
+    """Score by the model that explains it; in a cross-validation another than the one that was tested on the image."""
 
 
 def worst_mistakes(classes: "Sequence[ClassPart]", number: int) -> "list[tuple[str, Example]]":

@@ -64,7 +64,7 @@ class SvmRun:
     tests: tuple[Scores, ...]
     """One for each entry of runs in results.json; none where scores.npz is missing."""
     folder: Path = Path()
-    """Where it was read from."""
+    """Folder that it was read from."""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ class RunGroup:
     overviews: tuple[Chart, ...]
     """Precision and recall of all classes and their means; and the choice of C, of each run."""
     confusions: tuple[tuple[SvmRun, "Confusion"], ...]
-    """Of the runs that have one."""
+    """Runs that have a confusion matrix, with it."""
     classes: tuple[ClassPart, ...]
     """Worst first, by the last run: a reader puts what is compared with before what is new."""
 
@@ -252,7 +252,7 @@ class Pair:
     predicted: str
     count: int
     share: float
-    """Of all predictions for the true class."""
+    """Share of all predictions for the true class."""
 
 
 @dataclass(frozen=True, kw_only=True)

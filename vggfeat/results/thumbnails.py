@@ -58,7 +58,7 @@ class Example:
     key: Key
     id: str
     rank: int
-    """Of its score for the class, from 1."""
+    """Rank of its score for the class, from 1."""
     score: float
     verdict: str
     """right, wrong, missed, ignored (it does not count), or other: a negative that costs nothing."""

@@ -81,7 +81,7 @@ class Plan:
     """What is computed of an image."""
     settings: PlanSettings
     name: str
-    """Of the data set."""
+    """Name of the data set."""
     task: Task
     classes: tuple[str, ...]
     root: str

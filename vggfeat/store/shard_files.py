@@ -52,7 +52,7 @@ class Shard(NamedTuple):
     machine: dict[str, Any]
     """What computed it."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
 
 
 def write_shard(

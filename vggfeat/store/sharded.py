@@ -36,7 +36,7 @@ class _Rows(NamedTuple):
     facts: dict[str, Any]
     """`FACTS` of the layout, by their names."""
     digests: list[str]
-    """Of the shards."""
+    """SHA-256 of the shards."""
 
 
 class ShardedFeatures(Features):

@@ -122,7 +122,7 @@ class Part(NamedTuple):
     """Those of n ascending rows that lie in one block."""
 
     number: int
-    """Of the block."""
+    """Number of the block."""
     places: slice
     """Where they are among the n rows."""
     inside: NDArray[np.int64] | None
@@ -155,7 +155,7 @@ class Shared(NamedTuple):
     group: int
     """Consecutive parts are a group, and the sums over all are those of the groups, in their order."""
     rank: int
-    """Of the process that reads it."""
+    """Rank of the process that reads it."""
 
 
 def share_parts(parts: Sequence[Part], processes: int) -> list[Shared]:

@@ -98,7 +98,7 @@ class _OfBlock(NamedTuple):
     """What one thread computes of one block."""
 
     sums: list[Any] | None
-    """Of `Slacks`, then single and double; None where another process computes them."""
+    """Sums of `Slacks`, then single and double; None where another process computes them."""
     rows: NDArray[Any]
     """(n', D + 1) x', or those of them that had slack in one of the tasks."""
     active: NDArray[np.float64]

@@ -218,7 +218,7 @@ class Patch(NamedTuple):
     """Where an outline lies in the image, and its own coordinates there."""
 
     left: int
-    """Of the patch in the image, in pixels."""
+    """Left edge of the patch in the image, in pixels."""
     top: int
     cover: Plane
     """(h, w) 1 inside the outline, 0 outside."""

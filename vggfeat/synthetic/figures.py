@@ -131,7 +131,7 @@ class Part(NamedTuple):
     aspect: float
     angle: float
     colour: int
-    """Of the palette; taken modulo its length"""
+    """Number of the colour in the palette; taken modulo its length"""
     pattern: str | None
     frequency: float
 

@@ -59,7 +59,7 @@ class Leaves(NamedTuple):
     """What leaves have in common."""
 
     corners: int
-    """Of polygons; 0 for blobs."""
+    """Corners of a polygon; 0 for a blob."""
     smallest: float
     """Reach, as a share of the image's side"""
     largest: float
@@ -67,7 +67,7 @@ class Leaves(NamedTuple):
     """Smaller to larger side"""
     edged: bool
     spread: float
-    """Of brightness, in grey levels"""
+    """Spread of the brightness, in grey levels"""
 
 
 class Look(NamedTuple):

@@ -30,7 +30,7 @@ class Limbs(NamedTuple):
     far: tuple[float, float]
     near: tuple[float, float]
     lean: float = 0.0
-    """Of the trunk; legs only."""
+    """Lean of the trunk; of legs only."""
     thing: str = ""
     """What carries the person (bicycle, horse or stool), or what the hands hold or touch."""
 

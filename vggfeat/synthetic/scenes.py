@@ -56,7 +56,7 @@ class Scene:
     image: Image.Image
     """RGB, H x W."""
     things: tuple[Thing, ...]
-    """From left to right."""
+    """Things in the scene, from left to right."""
     owner: NDArray[np.uint8]
     """(H, W) number of the thing (from 1) that is seen at each pixel; 0 where there is none."""
 

@@ -50,7 +50,7 @@ class PackSettings:
     """Smallest side in pixels that images are shrunk to: the largest S that is to be trained at, of the paper's the
     upper end of [256;512] (Sect. 3.1). Smaller images keep their size."""
     quality: int = 92
-    """Of JPEGs that are written again, 1 to 95."""
+    """Quality of JPEGs that are written again, 1 to 95."""
     shard_images: int = 2048
     """Images in a file: about 60 MB at side 256, 200 MB at 512."""
 
@@ -64,9 +64,9 @@ class Packing(NamedTuple):
     """What was packed."""
 
     images: int
-    """Of both lists, those that could be read."""
+    """Images of both lists that could be read."""
     bytes: int
-    """Of all shards."""
+    """Bytes of all shards."""
     unreadable: list[Unreadable]
     """What was left out."""
 
@@ -77,7 +77,7 @@ class Shard(NamedTuple):
     list: str
     """train or val."""
     number: int
-    """In its list, from 0."""
+    """Number of the image in its list, from 0."""
     rows: range
 
     @property
@@ -90,9 +90,9 @@ class ShardRecord(NamedTuple):
     """What a shard holds."""
 
     bytes: int
-    """Of the tar file."""
+    """Size of the tar file."""
     sha256: str
-    """Of the tar file, 64 hex digits."""
+    """SHA-256 of the tar file, 64 hex digits."""
     places: list[tuple[int, int, int, int]]
     """Row in its list, first byte, bytes, and their CRC-32."""
     unreadable: list[tuple[str, str]]

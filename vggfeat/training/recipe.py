@@ -54,8 +54,8 @@ class Recipe:
     block (conv1_1, conv2_1, conv3_1, conv3_2), because by order their shapes differ; same net: all layers come from
     weights of this net, as S = 384 starts from S = 256. In both, fc8 starts at 0 where the classes are others."""
     initialisation: Initialisation = "glorot"
-    """Of layers that start at random; biases are 0. glorot: uniform with variance 2 / (fan-in + fan-out), which the
-    authors found to work for all nets without starting from A (Sect. 3.1, added after their submission). normal: as
+    """How layers start that are not given weights; biases are 0. glorot: uniform with variance
+    2 / (fan-in + fan-out), which the authors found to work for all nets without starting from A (Sect. 3.1, added after their submission). normal: as
     Sect. 3.1 has it, see `normal_std`. he: normal with variance 2 / fan-in; it keeps the scale of the pixels up to
     fc8, which `learning_rate` is too high for. The scores of net D begin at about 0.2 with glorot, 100 with he."""
     normal_std: float = 0.1
@@ -72,8 +72,8 @@ class Recipe:
     dropout: float = 0.5
     """Probability of dropping an activation of fc6 and of fc7 (Sect. 3.1)."""
     learning_rate: float = 1e-2
-    """At first (Sect. 3.1); 1e-3 when started from the same net at another S, as S = 384 is (Sect. 3.1). The paper
-    does not give that of [256;512] started from S = 384; it is taken to be the same. Not lowered for layers from A. All
+    """Initial learning rate (Sect. 3.1); 1e-3 when started from the same net at another S, as S = 384 is (Sect. 3.1).
+    The paper does not give that of [256;512] started from S = 384; it is taken to be the same. Not lowered for layers from A. All
     of this is for a batch of 256: a smaller one wants a lower rate, about in proportion."""
     drop_factor: float = 10.0
     """What the learning rate is divided by when validation accuracy has stopped improving (Sect. 3.1)."""
@@ -88,7 +88,7 @@ class Recipe:
     least_gain: float = 1e-3
     """An improvement is a top-1 accuracy more than this above the best: the last digit of the paper's tables."""
     seed: int = 0
-    """Of first weights, order of the images, crops, colours and dropout."""
+    """Seed of first weights, order of the images, crops, colours and dropout."""
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -149,7 +149,8 @@ class TrainingSettings:
     workers: int = 2
     """Processes that decode images, for each training process; 0 decodes in the training process."""
     precision: LearningPrecision | None = None
-    """Of convolutions and matrix products; weights and sums stay float32. None: bf16 on a GPU, fp32 on the cpu."""
+    """Precision of convolutions and matrix products; weights and sums stay float32. None: bf16 on a GPU, fp32 on
+    the CPU."""
     micro_batch: int | None = None
     """Images that go through the net at a time, in each process; gradients are summed over the batch. None: all of
     a process's share, halved as often as memory asks for it."""

@@ -32,7 +32,7 @@ class Unreadable(NamedTuple):
     """An image that was left out."""
 
     path: str
-    """As in `LabelledImages.paths`."""
+    """Path of the image, as in `LabelledImages.paths`."""
     reason: str
     """"reason: message" as the decoder found it, without the path."""
 
@@ -82,7 +82,7 @@ class StatisticsSettings:
     """S. Images that are much larger are reduced as for training; smaller ones would have a smaller covariance,
     because averaging over neighbours takes contrast away."""
     seed: int = 0
-    """Of the drawing."""
+    """Seed of the sample."""
 
     def __post_init__(self) -> None:
         convert_fields(self)

@@ -42,7 +42,7 @@ class TrainingState:
     """Steps done."""
     plateau: Plateau = field(default_factory=Plateau)
     sums: Sums = field(default_factory=Sums)
-    """Of the steps since the last line of the log."""
+    """Sums over the steps since the last line of the log."""
     validation: Validation | None = None
     """The last one."""
 
@@ -73,7 +73,7 @@ class Outcome:
     validation: Validation | None
     """The last one."""
     learning_rate: float
-    """At the end."""
+    """Learning rate at the end."""
     seconds: float
     """Time of this run."""
     unreadable: tuple[tuple[str, str], ...]

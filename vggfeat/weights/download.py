@@ -47,7 +47,7 @@ class FetchSettings:
     least_rate: float = 1000.0
     """Bytes a second below which a connection counts as lost, after `timeout`."""
     attempts: int = 5
-    """In a row that bring not even `chunk` more, at one address, before it is given up."""
+    """Attempts in a row that bring not even `chunk` more, at one address, before it is given up."""
     pause: float = 1.0
     """Seconds before the second attempt, doubled for each further one."""
     chunk: int = 1 << 18
@@ -66,7 +66,7 @@ class Fetched:
     path: Path
     bytes: int
     address: str
-    """Where it came from; empty if it was there."""
+    """Address where it came from; empty if it was there."""
     resumed_at: int
     """Bytes that an earlier download had brought."""
     sha256: str
@@ -134,7 +134,7 @@ class _Download:
 
     part: Path
     fd: int
-    """Of `part`, open for reading and writing."""
+    """File descriptor of `part`, open for reading and writing."""
     expected: int | None
     """Bytes of the complete file, where that is known beforehand."""
     settings: FetchSettings

@@ -132,7 +132,7 @@ class _Graph(TorchFunctionMode):
         weights = backbone.model.layers.state_dict(keep_vars=True)
         self.constants: dict[str, Tensor] = {**weights, "mean": self.mean, "std": self.std}
         self.names = {id(tensor): name for name, tensor in self.constants.items()}
-        """Of all tensors of the run, by their identity."""
+        """Names of all tensors of the run, by their identity."""
         self.held: list[Tensor] = []
         """What the run has made, so that nothing else gets the identity of it."""
         self.nodes: list[Any] = []

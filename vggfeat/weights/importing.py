@@ -45,15 +45,16 @@ class ParsedNet:
     """For every tensor of `model.layers`: its shape in our layout. Weights are (out, in, height, width), those of fc6
     of a VGG net (out, in, 7, 7), of fc7 and fc8 (out, in, 1, 1); biases (out,)."""
     read: Read
-    """From a name in `shapes` to the numbers, in our layout. Only called after all the shapes were found right."""
+    """Function from a name in `shapes` to the numbers, in our layout. It is called only after all shapes
+    were found right."""
     channel_order: Literal["RGB", "BGR"]
     """What the first layer takes in the file."""
     mean: tuple[float, float, float]
-    """In `channel_order`, 0 to 255."""
+    """Per channel, in `channel_order`, 0 to 255."""
     mean_from: str
     """The file, or who published it."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """In `channel_order`, 0 to 255."""
+    """Per channel, in `channel_order`, 0 to 255."""
     assumed: bool = False
     """Whether the file says nothing of all this, and its format or its names only suggest it."""
     pixel_range: Literal[1, 255] = 255
@@ -72,7 +73,7 @@ class StateDict:
 
     shapes: Shapes
     read: Read
-    """From a name in `shapes` to the numbers."""
+    """Function from a name in `shapes` to the numbers."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What was passed over to get at them, ready for JSON."""
 

@@ -79,16 +79,16 @@ class Step:
     kind: Literal["conv", "full", "relu", "pool", "lrn"]
     """full: fully connected, where it isn't stored as a convolution."""
     name: str
-    """In the file."""
+    """Name in the file."""
     shape: tuple[int, ...] = ()
-    """Of the weights of conv: (out, in, height, width), and of full: (out, in); of the window of pool."""
+    """Shape of the weights of conv: (out, in, height, width), and of full: (out, in); of the window of pool."""
     pad: tuple[float, float, float, float] = (0, 0, 0, 0)
     """Top, bottom, left, right."""
     stride: tuple[float, ...] = (1,)
     numbers: tuple[float, ...] = ()
-    """Of lrn: n, k, alpha and beta, as in the formula of Krizhevsky et al. 2012, Sect. 3.3."""
+    """Parameters of lrn: n, k, alpha and beta, as in the formula of Krizhevsky et al. 2012, Sect. 3.3."""
     rounding: Pool = "ceil"
-    """Of pool."""
+    """How the size of a pooling's output is rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ class Limits(NamedTuple):
     """What reading a file may take."""
 
     seconds: float
-    """Of a processor; three times that on the clock."""
+    """Seconds of processor time; three times that on the clock."""
     memory: int
     """Bytes, beyond those of the libraries."""
 

@@ -49,7 +49,7 @@ class Published:
     """One published file."""
 
     name: str
-    """By which the commands know it."""
+    """Name by which the commands know it."""
     file: str
     """Under which it is kept: its own name, unless that says too little or another has it too."""
     format: str
@@ -57,7 +57,7 @@ class Published:
     net: str
     """Column of Table 1 of the VGG paper, with -BN where batch normalisation was added."""
     addresses: tuple[str, ...]
-    """Where it was published, tried in this order."""
+    """Addresses where it was published, tried in this order."""
     checksum: tuple[Kind, str]
     """Kind, and hex digits: all of them, or for SHA-256 at least the first 8, which is what PyTorch publishes."""
     bytes: int | None = None
