@@ -55,9 +55,10 @@ class Recipe:
     weights of this net, as S = 384 starts from S = 256. In both, fc8 starts at 0 where the classes are others."""
     initialisation: Initialisation = "glorot"
     """How layers start that are not given weights; biases are 0. glorot: uniform with variance
-    2 / (fan-in + fan-out), which the authors found to work for all nets without starting from A (Sect. 3.1, added after their submission). normal: as
-    Sect. 3.1 has it, see `normal_std`. he: normal with variance 2 / fan-in; it keeps the scale of the pixels up to
-    fc8, which `learning_rate` is too high for. The scores of net D begin at about 0.2 with glorot, 100 with he."""
+    2 / (fan-in + fan-out), which the authors found to work for all nets without starting from A (Sect. 3.1, added after
+    their submission). normal: as Sect. 3.1 has it, see `normal_std`. he: normal with variance 2 / fan-in; it keeps the
+    scale of the pixels up to fc8, which `learning_rate` is too high for. The scores of net D begin at about 0.2 with
+    glorot, 100 with he."""
     normal_std: float = 0.1
     """Deviation for normal. Sect. 3.1 has a variance of 0.01, hence 0.1, with which the scores of net A begin at
     about 1e8 and the first steps end in NaN. Most later programs read it as a deviation of 0.01, with which those of
@@ -73,8 +74,8 @@ class Recipe:
     """Probability of dropping an activation of fc6 and of fc7 (Sect. 3.1)."""
     learning_rate: float = 1e-2
     """Initial learning rate (Sect. 3.1); 1e-3 when started from the same net at another S, as S = 384 is (Sect. 3.1).
-    The paper does not give that of [256;512] started from S = 384; it is taken to be the same. Not lowered for layers from A. All
-    of this is for a batch of 256: a smaller one wants a lower rate, about in proportion."""
+    The paper does not give that of [256;512] started from S = 384; it is taken to be the same. It is not lowered for
+    layers from A. All of this is for a batch of 256: a smaller one wants a lower rate, about in proportion."""
     drop_factor: float = 10.0
     """What the learning rate is divided by when validation accuracy has stopped improving (Sect. 3.1)."""
     drops: int = 3
