@@ -118,7 +118,8 @@ def test_a_part_that_ended_the_whole_process_comes_last(tmp_path, monkeypatch):
         return {"part": part, "error": "", "found": {"name": part}}
 
     monkeypatch.setattr(Bench, "measure", deadly)
-    gpu(tmp_path)
+    with pytest.raises(SystemExit, match="139"):
+        gpu(tmp_path)
     assert gpu(tmp_path) == 0
     assert asked == ["memory copy", "svm", "matrix product, fp32", "memory copy"]
     assert [path.name for path in sorted(tmp_path.glob("gpu*"))] == ["gpu.json", "gpu.jsonl", "gpu.txt"]
