@@ -508,6 +508,8 @@ def test_images_of_one_name_do_not_overwrite_each_other(files, tmp_path):
 def test_an_empty_folder_is_refused(files, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     Image.new("RGB", (224, 224)).save(tmp_path / "x.png")
-    for others in ((), (tmp_path / "x.png",)):
-        assert predict(files, tmp_path / "out", tmp_path / "empty", *others) == 2
-        assert f"{tmp_path}/empty: expected images in this folder, found none" in capsys.readouterr().err
+    assert predict(files, tmp_path / "out", tmp_path / "empty") == 2
+    assert f"images: expected files, or folders of some, found none in {tmp_path}/empty;" in capsys.readouterr().err
+    # One of several is told of, and the others are looked at.
+    assert predict(files, tmp_path / "out", tmp_path / "empty", tmp_path / "x.png") == 0
+    assert f"note: Folders without images, and ignored: {tmp_path}/empty." in capsys.readouterr().err

@@ -18,7 +18,16 @@ from PIL import Image, ImageFile
 from odd_images import encode, flat_jpeg, png, scan_bomb, tiff
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.given import MISSING
-from vggfeat.images.decode import MEANINGS, REASONS, DecodeSettings, Request, decode, loaded, region_of
+from vggfeat.images.decode import (
+    EXTRACTION_REASONS,
+    MEANINGS,
+    REASONS,
+    DecodeSettings,
+    Request,
+    decode,
+    loaded,
+    region_of,
+)
 from vggfeat.images.upright import to_rgb
 from vggfeat.samples import Box
 
@@ -60,7 +69,7 @@ def read(tmp_path):
 def refusal(path, boxes=(None,), **settings):
     with pytest.raises(ImageError) as caught:
         decode(Request(str(path), boxes), DecodeSettings(**settings))
-    assert caught.value.reason in REASONS
+    assert caught.value.reason in EXTRACTION_REASONS
     text = str(caught.value)
     assert text.isprintable()
     assert text == text.strip()

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from odd_images import good_images
-from vggfeat.images.decode import REASONS
+from vggfeat.images.decode import EXTRACTION_REASONS
 from vggfeat.store.layout import Status
 from vggfeat.store.reader import FeatureFile
 
@@ -124,7 +124,7 @@ def judge(out: Path, names: list[str], report: Report) -> dict[str, str]:
         verdicts = {}
         for name, status, reason in zip(file.dataset.paths, file.status.tolist(), file.reasons, strict=True):
             word = reason.partition(":")[0]
-            kept = (status == Status.DONE and not reason) or (status == Status.FAILED and word in REASONS)
+            kept = (status == Status.DONE and not reason) or (status == Status.FAILED and word in EXTRACTION_REASONS)
             report.check(kept, f"{name}: status {status}, reason {reason!r}")
             verdicts[name] = word or "done"
             if word in ("worker-died", "time-out"):

@@ -166,6 +166,7 @@ def _of_svm(kind: str, content: Settings) -> Settings | None:
     if kind != "vggfeat-results":
         return None
     from vggfeat.given import GIVEN
+    from vggfeat.protocols.rules import FOLDING
 
     features = content["settings"]["features"]
     regions = [file["regions"] for file in features.get("files", [])][:1]
@@ -176,6 +177,8 @@ def _of_svm(kind: str, content: Settings) -> Settings | None:
     protocol = {
         **content["settings"]["protocol"], "svm": {name: value for name, value in svm.items() if name not in place}
     }  # fmt: skip
+    if protocol["protocol"] not in FOLDING:
+        protocol["folds"] = None  # Files of earlier versions have a number that decided nothing.
     return {"protocol": protocol, **own, **({"regions": regions[0]} if regions else {})}
 
 

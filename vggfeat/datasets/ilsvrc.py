@@ -293,6 +293,3 @@ def _words(root: Path, kit: Kit | None) -> dict[str, str]:
     if mapping is not None:
         return read_mapping(mapping)
     return {} if kit is None else read_classes(kit)[1]
-
-
-# Packed copies

@@ -75,7 +75,9 @@ MEANINGS = {
 }
 """What each reason says, in one sentence."""
 REASONS: tuple[str, ...] = tuple(MEANINGS)
-"""Why an image has no pixels, or no features; one word each."""
+"""Why an image has no pixels, features, boxes or descriptor; one word each."""
+EXTRACTION_REASONS: tuple[str, ...] = tuple(word for word in REASONS if word not in ("no-label", "no-descriptor"))
+"""Those with which an extraction counts an image; the others are of localisation, and of descriptors that are given."""
 
 REDUCING_GAP = 3
 """Box reduction leaves at least so many pixels for each one that is asked for; the rest is done by anti-aliasing."""

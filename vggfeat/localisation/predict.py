@@ -45,22 +45,25 @@ class Mark(NamedTuple):
     text: str
 
 
-def image_files(places: Sequence[Path]) -> list[Path]:
-    """Return images in the order given; a folder gives the images in it, sorted, but not those of its folders.
+def image_files(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return images in the order given, and the folders that have none.
 
-    Raises ConfigError if a folder has none.
+    A folder gives the images in it, sorted, but not those of its folders. Raises ConfigError if there are no images.
     """
     files: list[Path] = []
+    empty: list[Path] = []
     for place in places:
         if not place.is_dir():
             files.append(place)
             continue
         names = [name for name in list_folder(place) if name.lower().endswith(IMAGE_SUFFIXES)]
         found = [place / name for name in names if not name.startswith(".")]
-        if not found:
-            raise ConfigError(f"{place}: expected images in this folder, found none; folders in it are to be named")
         files += found
-    return files
+        empty += [] if found else [place]
+    if not files:
+        where = f" in {', '.join(map(str, empty))}; name the folders that hold them" if empty else ""
+        raise ConfigError(f"images: expected files, or folders of some, found none{where}")
+    return files, empty
 
 
 def predict_files(

@@ -110,6 +110,8 @@ def equal_blocks(
 
 def threads_for(jobs: int) -> int:
     """Return how many threads a number of jobs is: -1 is one a core, shared out among processes of torchrun."""
+    if jobs != -1 and jobs < 1:
+        raise ConfigError(f"jobs: expected at least 1, or -1 for one a core, found {jobs}")
     return jobs if jobs > 0 else max(1, cores() // processes_here())
 
 

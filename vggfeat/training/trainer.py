@@ -326,7 +326,11 @@ class Trainer:
         self.since += self.clock() - start
 
     def _note_lost(self, unreadable: Collection[str]) -> None:
-        """Say of which classes nothing is left to learn from, or to validate with, each once."""
+        """Say of which classes nothing is left to learn from, or to validate with, each once.
+
+        Only images that this call could not read count, because those of earlier calls may be mended: a resumed run
+        names a class when it has tried all its images again.
+        """
         if len(unreadable) > self.unreadable:
             lost = [name for name in self.feed.lost(unreadable) if name not in self.lost]
             self.lost.update(lost)
