@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.checks import as_tuple
-from vggfeat.datasets.catalogue import DATASETS
+from vggfeat.datasets.catalogue import record_or_own
 from vggfeat.descriptors import Join, Normalisation, fuse
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.runtime.storage import root_text
@@ -201,7 +201,7 @@ class Aligned:
             features = file.read(order[rows])  # (n, S, R, C)
             # Before anything is computed: what a file holds in a row that failed is no number.
             features[~self.ok[rows]] = 0
-            parts.append(features[:, :, regions])
+            parts.append(take_regions(features, regions))
         return fuse(parts, self.join, self.normalisation)
 
 
@@ -237,9 +237,7 @@ def paper_join(file: Features) -> Join:
 
     VGG paper, Appendix B: the mean on VOC, stacked on Caltech.
     """
-    if file.store == "mean" or file.dataset_name not in DATASETS:
-        return "mean"
-    return DATASETS[file.dataset_name].join
+    return "mean" if file.store == "mean" else record_or_own(file.dataset_name).join
 
 
 def match_rows(first: DataSet, other: DataSet, first_name: str, other_name: str) -> NDArray[np.int64]:
@@ -297,6 +295,11 @@ def region_numbers(file: Features, regions: Sequence[str] | None) -> list[int]:
     if unknown or not wanted or len(set(wanted)) != len(wanted):
         raise ConfigError(f"regions: expected some of {', '.join(file.regions)} ({file.path}), found {wanted}")
     return [file.regions.index(name) for name in wanted]
+
+
+def take_regions(features: NDArray[np.float32], numbers: Sequence[int]) -> NDArray[np.float32]:
+    """Return some regions of features (n, S, R, C), in the order of their numbers; without a copy where that is all."""
+    return features if list(numbers) == list(range(features.shape[2])) else features[:, :, numbers]
 
 
 def _describe(file: Features, regions: Sequence[str] | None) -> dict[str, Any]:

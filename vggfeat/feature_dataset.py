@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vggfeat.checks import check_choice
-from vggfeat.descriptor_stream import paper_join, region_numbers
+from vggfeat.descriptor_stream import paper_join, region_numbers, take_regions
 from vggfeat.descriptors import Join, Normalisation, join_features
 from vggfeat.errors import StoreError
 from vggfeat.runtime.storage import is_remote, root_text
@@ -103,7 +103,7 @@ class FeatureDataset(Dataset[Pair]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Pair]:
         """Return the entries of a batch, which are read together."""
-        features = self._file().read(self._rows[list(indices)])[:, :, self._regions]
+        features = take_regions(self._file().read(self._rows[list(indices)]), self._regions)
         descriptors = torch.from_numpy(join_features(features, self.join, self.normalisation))
         return [(one, self._labels[index]) for one, index in zip(descriptors, indices, strict=True)]
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggfeat.checks import convert_fields, whole_number
-from vggfeat.descriptor_stream import region_numbers
+from vggfeat.descriptor_stream import region_numbers, take_regions
 from vggfeat.descriptors import Join, Normalisation, join_features, l2_normalise, mean_of_scales
 from vggfeat.errors import ConfigError, StoreError
 from vggfeat.forward.rerun import rerun_net
@@ -61,8 +61,7 @@ class DescriptorSettings:
         Raises ConfigError if a region is not in the file, or named twice.
         """
         check_scales(file, self.join)
-        numbers = region_numbers(file, self.regions)
-        chosen = features if numbers == list(range(len(file.regions))) else features[:, :, numbers]
+        chosen = take_regions(features, region_numbers(file, self.regions))
         return join_features(chosen, self.join, self.normalisation)
 
 

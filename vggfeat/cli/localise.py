@@ -9,8 +9,8 @@ import click
 
 from vggfeat.cli.commands import COUNT, INTEGERS, argument, command, json_option, option
 from vggfeat.cli.config import LOCALISE
-from vggfeat.cli.options import DecodingOptions, JobOptions, load_net, net_files
-from vggfeat.cli.output import Progress, claim_folder, say_note, show, show_results
+from vggfeat.cli.options import DecodingOptions, JobOptions, load_net, net_files, note_all
+from vggfeat.cli.output import Progress, claim_folder, show, show_results
 from vggfeat.cli.signals import is_main
 from vggfeat.cli.train import localise_train
 from vggfeat.errors import ConfigError, StoreError
@@ -225,9 +225,8 @@ def predict(
     from vggfeat.localisation.predict import drawing_names, image_files, predict_files
     from vggfeat.results.ilsvrc import summary_lines, write_box_predictions
 
-    files, empty = image_files(images)
-    if empty:
-        say_note(f"Folders without images, and ignored: {', '.join(map(str, empty))}.")
+    files, notes = image_files(images)
+    note_all(notes)
     inputs = [*images, *files, *net_files(classifier, *boxes.specs)]
     claim_folder(out, [*PREDICTIONS, *drawing_names(files)], "vggfeat-boxes", inputs=inputs)
     nets = boxes.load()

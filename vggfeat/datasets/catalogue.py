@@ -199,6 +199,11 @@ def lookup(name: str) -> DatasetRecord:
     raise ConfigError(f"data set: expected one of {', '.join(DATASETS)}, found {name!r}{hint}")
 
 
+def record_or_own(name: str) -> DatasetRecord:
+    """Return the record of a data set; for a name that has none, that of one's own images."""
+    return DATASETS.get(name, DATASETS["folder"])
+
+
 def resolve_root(name: str, root: Path | str | None = None) -> Path:
     """Return the folder of a data set: `root`, else $VGGFEAT_DATA/NAME, else data/NAME.
 

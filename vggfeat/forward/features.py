@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggfeat.checks import check_choice, whole_number
-from vggfeat.datasets.catalogue import DATASETS
+from vggfeat.datasets.catalogue import record_or_own
 from vggfeat.errors import ConfigError, ImageError, ResourceError, out_of_memory
 from vggfeat.forward.batching import Batching, Size
 from vggfeat.forward.runner import MAX_RESCALED_PIXELS, BatchRunner, to_compute_layout, upload
@@ -66,7 +66,7 @@ class ExtractionSettings(ForwardSettings):
         ConfigError
             If settings are not allowed, or do not go together.
         """
-        record = DATASETS.get(name, DATASETS["folder"])
+        record = record_or_own(name)
         chosen: dict[str, Any] = {"scales": record.scales, "regions": record.regions}
         chosen["batch_pixels"] = default_batch_pixels(device)
         return cls(**(chosen | {field: value for field, value in others.items() if value is not None}))

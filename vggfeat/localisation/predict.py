@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vggfeat.datasets.files import IMAGE_SUFFIXES, list_folder
+from vggfeat.datasets.folder import left_out_notes
 from vggfeat.errors import ConfigError, ImageError
 from vggfeat.images.decode import DecodeSettings, Request
 from vggfeat.images.image_bytes import shown
@@ -45,8 +46,8 @@ class Mark(NamedTuple):
     text: str
 
 
-def image_files(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return images in the order given, and the folders that have none.
+def image_files(places: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """Return images in the order given, and a note on the folders that have none.
 
     A folder gives the images in it, sorted, but not those of its folders. Raises ConfigError if there are no images.
     """
@@ -63,7 +64,7 @@ def image_files(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     if not files:
         where = f" in {', '.join(map(str, empty))}; name the folders that hold them" if empty else ""
         raise ConfigError(f"images: expected files, or folders of some, found none{where}")
-    return files, empty
+    return files, left_out_notes([], list(map(str, empty)), [], [])
 
 
 def predict_files(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vggfeat.errors import ConfigError
 from vggfeat.runtime.system import cores, processes_here
 from vggfeat.svm.arrays import Rows, one_blas_thread
+from vggfeat.svm.settings import check_jobs
 
 if TYPE_CHECKING:
     from vggfeat.runtime.distributed import World
@@ -110,8 +111,7 @@ def equal_blocks(
 
 def threads_for(jobs: int) -> int:
     """Return how many threads a number of jobs is: -1 is one a core, shared out among processes of torchrun."""
-    if jobs != -1 and jobs < 1:
-        raise ConfigError(f"jobs: expected at least 1, or -1 for one a core, found {jobs}")
+    check_jobs(jobs)
     return jobs if jobs > 0 else max(1, cores() // processes_here())
 
 

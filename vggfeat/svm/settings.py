@@ -47,6 +47,12 @@ lies below 8; on weak ones (an untrained net, small images) it often lay at 64, 
 larger values add a quarter to the time of the solver that takes all of them together."""
 
 
+def check_jobs(jobs: int) -> None:
+    """Check a number of jobs; ConfigError if it is neither from 1 on nor -1, one a core."""
+    if jobs != -1 and jobs < 1:
+        raise ConfigError(f"jobs: expected at least 1, or -1 for one a core, found {jobs}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SvmSettings:
     """How the SVMs are fitted, except C.
@@ -93,7 +99,6 @@ class SvmSettings:
                 raise ConfigError(f"{name}: expected a number above 0, found {getattr(self, name)}")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed: expected 0 to 2147483647, found {self.seed}")
-        if self.jobs != -1 and self.jobs < 1:
-            raise ConfigError(f"jobs: expected at least 1, or -1 for one a core, found {self.jobs}")
+        check_jobs(self.jobs)
         if self.device is not None and not SOLVERS[self.solver].device:
             raise ConfigError(f"device: expected none with the solver {self.solver}, found {self.device!r}")
